@@ -31,6 +31,7 @@ TRADE_COLUMNS: dict[str, str] = {
     "size": "<f8",
     "quote_size": "<f8",
     "buyer_is_maker": "|b1",  # true: the seller was the aggressor
+    "trades": "<i8",  # single trades in this aggregate; a candle's count is their sum, not the number of rows
 }
 CANDLE_COLUMNS: dict[str, str] = {
     "ts": "<i8",  # open time, ms; the candle is visible at ts + interval, never before
@@ -54,8 +55,10 @@ class PageInfo(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "history"
     ts_receipt_ms: int
     covers: Span  # after this page nothing in [start, end) is left to ask
-    first_id: int | None = None  # trades: smallest and largest id this page was asked for and holds
+    asked: Span | None = None  # the whole range of the load this page belongs to; None: the same as `covers`
+    first_id: int | None = None  # trades: the id this page was asked from, and the largest it holds
     last_id: int | None = None
+    unrecoverable: tuple[Span, ...] = ()  # the loader asked again and the exchange still has nothing here
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

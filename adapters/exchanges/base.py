@@ -23,6 +23,15 @@ class Page:
     cursor: Mapping[str, Any]
     first_id: int | None = None
     last_id: int | None = None
+    unrecoverable: tuple[Span, ...] = ()  # asked again, and the exchange still has nothing here
+
+    def info(self, *, venue: str, symbol: str, channel: str, asked: Span, run: str, task: str = "") -> PageInfo:
+        """What travels beside the bytes; `asked` is the range `history` was called with."""
+        return PageInfo(
+            venue=venue, symbol=symbol, channel=channel, run=run, task=task, ts_receipt_ms=self.ts_receipt_ms,
+            covers=self.covers, asked=asked, first_id=self.first_id, last_id=self.last_id,
+            unrecoverable=self.unrecoverable,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,12 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A page as columns (`models.market.TRADE_COLUMNS` / `CANDLE_COLUMNS`), cut to `info.covers`, in order, each row once.
+    """A page as columns (`models.market.TRADE_COLUMNS` / `CANDLE_COLUMNS`), in order, each row once.
 
-    `missing`: spans whose rows were there but unreadable. `unrecoverable`: spans the exchange has no row for.
+    Candles are cut to `info.covers`. Trades are cut to `info.asked`: pages go by id, so the last millisecond of a
+    full page is covered by the page behind it, but its rows are here already.
+    `missing`: spans whose rows were there but unreadable. `unrecoverable`: spans the exchange has no row for
+    (`info.unrecoverable` among them). Both lie inside `info.covers`.
     """
 
     columns: dict[str, Array]
