@@ -15,9 +15,14 @@ import pyarrow as pa
 from models.market import Array
 
 Document = dict[str, Any]
+Columns = Mapping[str, Array | Sequence[Any] | str | int | float | bool | None]
 ColumnType = Literal["int", "float", "text", "bool", "floats", "json"]  # floats: a list of float32
 Mode = Literal["replace", "update", "ignore"]
 Aggregate = Literal["first", "last", "min", "max", "sum", "count", "mean"]
+
+# Numbers of data errors in `WriteResult.errors`, those of ArangoDB so that they mean the same on every store.
+BAD_VALUE = 10
+BAD_KEY = 1221
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class CollectionSpec:
     """A collection's shape.
 
     `key` names the columns the document's `_key` is made of, in order; `key_format` turns them into that key,
-    e.g. key ("venue", "symbol", "id"), key_format "{venue}.{symbol}.{id:015d}".
-    Fields without a declared column are kept as JSON beside the typed ones.
+    e.g. key ("venue", "symbol", "id"), key_format "{venue}.{symbol}.{id:015d}". Key columns are text of the
+    letters `A-Z a-z 0-9 _ - .` or integers from 0. Fields without a declared column are kept beside the typed ones.
     """
 
     name: str
@@ -34,15 +39,21 @@ class CollectionSpec:
     key_format: str
     columns: Mapping[str, ColumnType]
     kind: Literal["document", "edge"] = "document"
-    time: str | None = "ts"  # column of range scans: (venue, symbol, time)
-    version: str | None = None  # a row with a lower version never replaces one with a higher
+    time: str | None = "ts"  # column of range scans, never null
+    series: tuple[str, ...] = ("venue", "symbol")  # text columns a range scan usually fixes: index (series, time)
+    version: str | None = None  # a row with a lower version never replaces one with a higher; null is lowest
+    # For bulk rows: (integer key column, span). A store may keep rows of one series whose column lies in the same
+    # [n * span, (n + 1) * span) together. Choose the span so that about 1,000 rows fall into it.
+    block: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class WriteResult:
-    created: int = 0
-    updated: int = 0
-    ignored: int = 0  # repeats and lower versions
+    """What a batch did; `created + updated + ignored + len(errors)` is the number of its rows."""
+
+    created: int = 0  # keys that were not there
+    updated: int = 0  # keys whose document is another one now
+    ignored: int = 0  # repeats, lower versions, rows overtaken by a later one of the same batch
     errors: list[tuple[int, int, str]] = field(default_factory=list)  # (index in the batch, number, message)
 
 
@@ -60,29 +71,42 @@ class Store(Protocol):
         """
         ...
 
-    def upsert_columns(self, collection: str, columns: Mapping[str, Array | Sequence[Any] | str | int]) -> WriteResult:
-        """`upsert` with mode "replace" for columns of equal length; a scalar stands for every row. The fast path."""
+    def upsert_columns(self, collection: str, columns: Columns) -> WriteResult:
+        """`upsert` with mode "replace" for columns of equal length; a scalar stands for every row. The fast path.
+
+        NaN becomes null. Raises StoreError for a column the collection does not have or columns of unequal length.
+        """
         ...
 
-    def get(self, collection: str, keys: Sequence[str]) -> list[Document | None]: ...
+    def get(self, collection: str, keys: Sequence[str]) -> list[Document | None]:
+        """The documents of `keys`, in that order, with `_key` and every declared column; None where there is none."""
+        ...
 
     def scan(
         self, collection: str, *, eq: Mapping[str, Any] | None = None, lo: int | None = None, hi: int | None = None,
         columns: Sequence[str] | None = None, desc: bool = False, limit: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Rows with `lo <= time < hi`, ordered by time (newest first with `desc`)."""
+        """Rows with `lo <= time < hi`, ordered by time, then by key columns (all reversed with `desc`).
+
+        Columns come as declared; `json` as text, and on request `_key`. What is read is the collection as it was
+        at the first batch. Read to the end or close the iterator: until then the store cannot reclaim space.
+        """
         ...
 
-    def count(self, collection: str, *, eq: Mapping[str, Any] | None = None, lo: int | None = None, hi: int | None = None) -> int: ...
+    def count(
+        self, collection: str, *, eq: Mapping[str, Any] | None = None, lo: int | None = None, hi: int | None = None
+    ) -> int: ...
 
     def aggregate(
         self, collection: str, *, eq: Mapping[str, Any], lo: int, hi: int, bucket_ms: int,
         aggregates: Mapping[str, tuple[Aggregate, str]],
     ) -> pa.Table:
-        """One row per bucket that holds rows: `ts` (bucket start) and one column per aggregate."""
+        """One row per bucket that holds rows: `ts` (bucket start) and one column per aggregate; nulls are skipped."""
         ...
 
-    def delete_before(self, collection: str, ts_ms: int, *, eq: Mapping[str, Any] | None = None) -> int: ...
+    def delete_before(self, collection: str, ts_ms: int, *, eq: Mapping[str, Any] | None = None) -> int:
+        """Delete rows with `time < ts_ms`; answers how many."""
+        ...
 
     def drop(self, collection: str) -> None: ...
 

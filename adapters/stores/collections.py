@@ -1,0 +1,122 @@
+"""Every collection StreamForge keeps: its key, columns, time and version. The names are those of the wire contract.
+
+A candle carries a version, so that a late, older candle never replaces a newer one. Trades never change.
+"""
+
+from __future__ import annotations
+
+from adapters.stores.base import CollectionSpec, ColumnType
+from models.market import INTERVAL_MS
+
+_ROWS_PER_BLOCK = 1024
+
+TRADES = CollectionSpec(
+    name="trades",
+    key=("venue", "symbol", "id"),
+    key_format="{venue}.{symbol}.{id:015d}",
+    columns={
+        "venue": "text", "symbol": "text", "id": "int", "ts_ms": "int", "price": "float", "size": "float",
+        "quote_size": "float", "buyer_is_maker": "bool", "trades": "int",
+    },
+    time="ts_ms",
+    block=("id", _ROWS_PER_BLOCK),
+)  # fmt: skip
+
+COVERAGE = CollectionSpec(
+    name="coverage",
+    key=("venue", "symbol", "channel"),
+    key_format="{venue}.{symbol}.{channel}",
+    columns={
+        "venue": "text", "symbol": "text", "channel": "text", "version": "int", "updated_ms": "int",
+        "stored": "json", "missing": "json", "unrecoverable": "json",  # lists of [start_ms, end_ms)
+    },
+    time=None,
+    version="version",
+)  # fmt: skip
+
+QUEUE_STATE = CollectionSpec(
+    name="queue_state",
+    key=("queue_id",),
+    key_format="{queue_id}",
+    columns={"queue_id": "text", "status": "text", "version": "int", "updated_ms": "int", "state": "json"},
+    time="updated_ms",
+    series=(),
+    version="version",
+)
+
+TELEMETRY_EVENTS = CollectionSpec(
+    name="telemetry_events",
+    key=("topic", "partition", "offset"),
+    key_format="{topic}-{partition}-{offset}",
+    columns={
+        "topic": "text", "partition": "int", "offset": "int", "ts_ms": "int",
+        "queue_id": "text", "event": "text", "body": "json",  # body: the event as it was sent
+    },
+    time="ts_ms",
+    series=("queue_id",),
+)  # fmt: skip
+
+MODELS = CollectionSpec(
+    name="models",
+    key=("model", "version"),
+    key_format="{model}.{version}",
+    columns={
+        "model": "text", "version": "text", "queue_id": "text", "created_ms": "int", "verdict": "text",
+        "path": "text", "metrics": "json",
+    },
+    time="created_ms",
+    series=(),
+)  # fmt: skip
+
+GRAPHS = CollectionSpec(
+    name="graphs",
+    key=("graph",),
+    key_format="{graph}",
+    columns={"graph": "text", "created_ms": "int", "vertices": "int", "edges": "int", "sha256": "text", "spec": "json"},
+    time="created_ms",
+    series=(),
+)
+
+
+def candles(interval: str) -> CollectionSpec:
+    """`candles_5m` and its like; raises KeyError for an interval that is none."""
+    return CollectionSpec(
+        name=f"candles_{interval}",
+        key=("venue", "symbol", "ts"),
+        key_format="{venue}.{symbol}.{ts}",
+        columns={
+            "venue": "text", "symbol": "text", "ts": "int", "open": "float", "high": "float", "low": "float",
+            "close": "float", "volume": "float", "quote_volume": "float", "trades": "int",
+            "taker_buy_volume": "float", "taker_buy_quote_volume": "float", "closed": "bool",
+            "source": "text", "version": "int",
+        },
+        version="version",
+        block=("ts", _ROWS_PER_BLOCK * INTERVAL_MS[interval]),
+    )  # fmt: skip
+
+
+def graph_vertices(graph: str, interval: str) -> CollectionSpec:
+    """A vertex per candle: `x` are its features, known at the candle's close; labels are never stored here."""
+    return CollectionSpec(
+        name=graph,
+        key=("venue", "symbol", "ts"),
+        key_format="{venue}.{symbol}.{ts}",
+        columns={"venue": "text", "symbol": "text", "ts": "int", "x": "floats"},
+        block=("ts", _ROWS_PER_BLOCK * INTERVAL_MS[interval]),
+    )
+
+
+def graph_edges(graph: str, interval: str) -> CollectionSpec:
+    """Edges from the past (`from_ts`) to the present (`ts`, when the edge becomes valid), some ten per vertex."""
+    columns: dict[str, ColumnType] = {
+        "venue": "text", "symbol": "text", "kind": "text", "from_ts": "int", "ts": "int",
+        "weight": "float", "attr": "floats",
+    }  # fmt: skip
+    return CollectionSpec(
+        name=f"{graph}_edges",
+        key=("venue", "symbol", "kind", "from_ts", "ts"),
+        key_format="{venue}.{symbol}.{kind}.{from_ts}.{ts}",
+        columns=columns,
+        kind="edge",
+        block=("ts", _ROWS_PER_BLOCK // 8 * INTERVAL_MS[interval]),
+    )
