@@ -13,6 +13,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv and install exactly what requirements.lock names (once; needs Python 3.11 or 3.12)
+	@:
 
 # pip brings uv, checked against the lock like everything else; uv brings the rest, several times faster than pip would.
 # uv does not read pip's configuration, so an index that is set there is handed on.

@@ -1,0 +1,41 @@
+"""What holds for the whole suite: on a CI machine a test is not skipped for want of a tool.
+
+A skip says which tool is missing, and pytest prints it (`-ra`). With CI=true such a skip is a failure, because there
+the machine is ours to equip. The one thing a clone may lack anywhere is the recorded market data, RECORDED_DATA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not hasattr(report, "wasxfail"):
+        _no_skip_in_ci(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _no_skip_in_ci(report)
+    return report
+
+
+def _no_skip_in_ci(report: Any) -> None:
+    if os.environ.get("CI") != "true" or report.outcome != "skipped":
+        return
+    *_, reason = report.longrepr if isinstance(report.longrepr, tuple) else (report.longrepr,)
+    if "RECORDED_DATA" not in str(reason):
+        report.outcome = "failed"
+        report.longrepr = f"skipped with CI=true ({reason}): .ci/run has to install what is missing"
