@@ -99,24 +99,27 @@ def graph_vertices(graph: str, interval: str) -> CollectionSpec:
     """A vertex per candle: `x` are its features, known at the candle's close; labels are never stored here."""
     return CollectionSpec(
         name=graph,
-        key=("venue", "symbol", "ts"),
-        key_format="{venue}.{symbol}.{ts}",
-        columns={"venue": "text", "symbol": "text", "ts": "int", "x": "floats"},
+        key=("symbol", "interval", "ts"),
+        key_format="{symbol}-{interval}-{ts}",
+        columns={
+            "symbol": "text", "interval": "text", "ts": "int", "ready": "bool", "gap_bars": "int", "x": "floats",
+        },
+        series=("symbol", "interval"),
         block=("ts", _ROWS_PER_BLOCK * INTERVAL_MS[interval]),
-    )
+    )  # fmt: skip
 
 
 def graph_edges(graph: str, interval: str) -> CollectionSpec:
-    """Edges from the past (`from_ts`) to the present (`ts`, when the edge becomes valid), some ten per vertex."""
+    """Edges from the past (`src_ts`) to the present (`ts`, when the edge becomes valid), some ten per vertex."""
     columns: dict[str, ColumnType] = {
-        "venue": "text", "symbol": "text", "kind": "text", "from_ts": "int", "ts": "int",
-        "weight": "float", "attr": "floats",
+        "symbol": "text", "interval": "text", "kind": "text", "src_ts": "int", "ts": "int", "attr": "floats",
     }  # fmt: skip
     return CollectionSpec(
         name=f"{graph}_edges",
-        key=("venue", "symbol", "kind", "from_ts", "ts"),
-        key_format="{venue}.{symbol}.{kind}.{from_ts}.{ts}",
+        key=("symbol", "interval", "kind", "src_ts", "ts"),
+        key_format="{symbol}-{interval}-{kind}-{src_ts}-{ts}",
         columns=columns,
         kind="edge",
+        series=("symbol", "interval"),
         block=("ts", _ROWS_PER_BLOCK // 8 * INTERVAL_MS[interval]),
     )
