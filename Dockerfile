@@ -6,8 +6,8 @@ WORKDIR /srv/streamforge
 COPY pyproject.toml requirements.lock ./
 # What the application needs and nothing of the dev group; versions and hashes are those of the lock.
 RUN python -m venv .venv \
-    && sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
-    && pip install --no-cache-dir --require-hashes --no-deps -r uv.lock \
+    && sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
+    && pip install --no-cache-dir --require-hashes --no-deps -r uv.txt \
     && uv pip install --no-cache --compile-bytecode --python .venv/bin/python \
         -r pyproject.toml --constraints requirements.lock
 
