@@ -33,8 +33,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = tuple(PYPROJECT["tool"]["importlinter"]["root_packages"])
 
 
-def run(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **kwargs)
+def run(*command: str | Path, cwd: Path = ROOT, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **kwargs)
 
 
 def tool(name: str) -> str:
@@ -57,6 +57,17 @@ def tracked_files() -> list[Path]:
 def test_imports_go_down_only() -> None:
     linted = run(BIN / "lint-imports", "--no-cache", "--no-logo")
     assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_an_import_that_goes_up_is_found(tmp_path: Path) -> None:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / "models" / "market.py").open("a") as market:
+        market.write("\nimport adapters.exchanges.base\n")
+    linted = run(BIN / "lint-imports", "--no-cache", "--no-logo", cwd=tmp_path)
+    assert linted.returncode == 1
+    assert "models.market -> adapters.exchanges.base" in linted.stdout
 
 
 def test_every_module_of_app_has_its_layer() -> None:
