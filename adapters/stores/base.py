@@ -83,8 +83,15 @@ class Store(Protocol):
         ...
 
     def scan(
-        self, collection: str, *, eq: Mapping[str, Any] | None = None, lo: int | None = None, hi: int | None = None,
-        columns: Sequence[str] | None = None, desc: bool = False, limit: int | None = None,
+        self,
+        collection: str,
+        *,
+        eq: Mapping[str, Any] | None = None,
+        lo: int | None = None,
+        hi: int | None = None,
+        columns: Sequence[str] | None = None,
+        desc: bool = False,
+        limit: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Rows with `lo <= time < hi`, ordered by time, then by key columns (all reversed with `desc`).
 
@@ -98,7 +105,13 @@ class Store(Protocol):
     ) -> int: ...
 
     def aggregate(
-        self, collection: str, *, eq: Mapping[str, Any], lo: int, hi: int, bucket_ms: int,
+        self,
+        collection: str,
+        *,
+        eq: Mapping[str, Any],
+        lo: int,
+        hi: int,
+        bucket_ms: int,
         aggregates: Mapping[str, tuple[Aggregate, str]],
     ) -> pa.Table:
         """One row per bucket that holds rows: `ts` (bucket start) and one column per aggregate; nulls are skipped."""
