@@ -62,7 +62,7 @@ class PageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of one stream as columns. `covers` minus `missing` minus `unrecoverable` is what a reader may call stored."""
+    """Rows of one stream as columns; `covers` less `missing` less `unrecoverable` is what may be called stored."""
 
     v: int = 1
     venue: str
@@ -96,6 +96,10 @@ def _dtypes(channel: str) -> dict[str, str]:
 def pack_columns(channel: str, arrays: Mapping[str, Array]) -> dict[str, bytes]:
     """Arrays to wire bytes, in the declared order and dtype; a missing column is a KeyError."""
     return {name: np.ascontiguousarray(arrays[name], dtype=dtype).tobytes() for name, dtype in _dtypes(channel).items()}
+
+
+def empty_columns(channel: str) -> dict[str, Array]:
+    return {name: np.empty(0, dtype=dtype) for name, dtype in _dtypes(channel).items()}
 
 
 def interval_of(channel: str) -> str:

@@ -11,6 +11,11 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Hypothesis without a clock: a busy machine is no defect of the code.
+settings.register_profile("streamforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("streamforge")
 
 
 @pytest.hookimpl(wrapper=True)

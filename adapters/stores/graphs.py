@@ -1,0 +1,99 @@
+"""Candles and graphs between a store and their arrays; the same for every store.
+
+The document in `graphs` is written last: a graph without it is not a graph yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from adapters.stores import collections
+from adapters.stores.base import Store
+from app.errors import RunFailed, StoreError
+from models.gnn import graph as gnn
+from models.market import CANDLE_COLUMNS, Array
+
+BATCH_ROWS = 5_000
+
+
+def read_candles(store: Store, venue: str, symbol: str, interval: str, start_ms: int, end_ms: int) -> dict[str, Array]:
+    """The closed candles of a range as columns of CANDLE_COLUMNS, each (N,), by open time."""
+    spec = collections.candles(interval)
+    store.ensure(spec)
+    batches = store.scan(
+        spec.name, eq={"venue": venue, "symbol": symbol}, lo=start_ms, hi=end_ms, columns=list(CANDLE_COLUMNS)
+    )
+    columns = _arrays(batches, list(CANDLE_COLUMNS))
+    closed = np.asarray(columns["closed"], dtype=np.bool_)
+    return {name: np.asarray(columns[name]).astype(dtype)[closed] for name, dtype in CANDLE_COLUMNS.items()}
+
+
+def is_stored(store: Store, name: str, graph: gnn.CandleGraph) -> bool:
+    """True when exactly this graph is stored under `name`."""
+    [known] = store.get("graphs", [name])
+    return known is not None and known["sha256"] == graph.graph_hash
+
+
+def write_graph(store: Store, name: str, graph: gnn.CandleGraph, queue_id: str) -> Iterator[tuple[int, int]]:
+    """Write in slices; yields (rows written, rows in all) after each. Raises StoreBusy, StoreError."""
+    interval = graph.spec.interval
+    parts = (
+        (collections.graph_vertices(name, interval), gnn.vertex_columns(graph), len(graph.ts)),
+        (collections.graph_edges(name, interval), gnn.edge_columns(graph), len(graph.edge_src)),
+    )
+    total, written = sum(rows for _, _, rows in parts), 0
+    for spec, _, _ in parts:
+        if spec.name in store.collections():
+            store.drop(spec.name)
+        store.ensure(spec)
+    for spec, columns, rows in parts:
+        for at in range(0, rows, BATCH_ROWS):
+            part = {k: c if isinstance(c, str) else c[at : at + BATCH_ROWS] for k, c in columns.items()}
+            result = store.upsert_columns(spec.name, part)
+            if result.errors:
+                raise StoreError(f"{spec.name} refused {len(result.errors)} rows: {result.errors[0][2]}")
+            written += min(BATCH_ROWS, rows - at)
+            yield written, total
+    meta = gnn.meta_document(graph)
+    store.upsert("graphs", [{
+        "graph": name, "created_ms": int(time.time() * 1000), "vertices": meta["vertices"], "edges": meta["edges"],
+        "sha256": meta["graph_hash"], "spec": {**meta, "queue_id": queue_id},
+    }])  # fmt: skip
+
+
+def read_graph(store: Store, name: str) -> gnn.CandleGraph:
+    """The graph as it was built. Raises RunFailed when it is not there or not what was written."""
+    [document] = store.get("graphs", [name])
+    if document is None:
+        raise RunFailed(f"no graph is called {name!r}: run a `graph-builder` step first")
+    meta: dict[str, Any] = document["spec"]
+    interval = meta["spec"]["interval"]
+    vertices, edges = collections.graph_vertices(name, interval), collections.graph_edges(name, interval)
+    return gnn.graph_from_columns(
+        meta,
+        _arrays(store.scan(vertices.name), list(vertices.columns)),
+        _arrays(store.scan(edges.name), list(edges.columns)),
+    )
+
+
+def _arrays(batches: Iterator[pa.RecordBatch], names: list[str]) -> dict[str, Any]:
+    """Record batches as one array per column; a list column (floats) as (N, width)."""
+    read = list(batches)
+    if not read:
+        return {name: np.empty(0) for name in names}
+    table = pa.Table.from_batches(read)
+    columns: dict[str, Any] = {}
+    for name in names:
+        column = table.column(name).combine_chunks()
+        if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+            columns[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+        elif pa.types.is_string(column.type):
+            columns[name] = column.to_pylist()
+        else:
+            columns[name] = column.to_numpy(zero_copy_only=False)
+    return columns

@@ -1,0 +1,174 @@
+"""Commands become runs, runs become tasks: queue-control, queue-events -> manage_queue -> queue-tasks, queue-events.
+
+The only reader of commands and the only writer of runs. Reserve -> launch -> confirm: the run's row is written, its
+tasks are sent, then the row says so; a crash between any two of these repeats them, and a launch that is known
+starts nothing. What is not a JSON object goes to dead-letters; a wish that cannot be granted is answered `rejected`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import msgspec
+from faust.types import EventT
+
+from app import outside, topics
+from app.core import consumes, dead_letter
+from app.errors import CommandRejected, UnknownRun
+from app.telemetry import COMMANDS
+from app.work import send_event, send_task
+from models import control
+from models.control import Command, Json, Step, TaskMessage, Workflow
+from tables.workflows import workflows
+
+log = logging.getLogger(__name__)
+
+
+@consumes(topics.queue_control, topics.queue_events)
+async def manage_queue(event: EventT[Any]) -> None:
+    """Answer commands, follow events, launch what is ready."""
+    try:
+        message = control.read_command(event.message.value)
+    except ValueError as error:
+        await dead_letter(event, str(error))
+        return
+    if event.message.topic == topics.queue_events.get_topic_name():
+        await follow(message, event.message.offset)
+    else:
+        await answer(message, event)
+
+
+async def answer(message: Json, event: EventT[Any]) -> None:
+    """One command, one answer."""
+    try:
+        command = control.check_command(message)
+        await _ANSWERS[command.command](command, message, event)
+        COMMANDS.labels(command.command, "accepted").inc()
+    except CommandRejected as error:
+        COMMANDS.labels(str(message.get("command"))[:32], "rejected").inc()
+        log.info("rejected: %s", error)
+        queue_id = message.get("queue_id")
+        await send_event(control.make_event(
+            "rejected", queue_id=queue_id if isinstance(queue_id, str) else "", error=str(error),
+            message=str(error), extra={"field": error.field},
+        ))  # fmt: skip
+
+
+async def follow(message: Json, offset: int) -> None:
+    """A step's fact: fold it into its run, launch what is ready now, conclude the run when nothing is left."""
+    run = workflows.get(str(message.get("queue_id")))
+    if run is None or "task" not in (message.get("extra") or {}):
+        return
+    if offset <= run.at.get("queue-events", -1):
+        await _go_on(run)  # repeated after a crash: what followed from it may not have happened
+        return
+    run.at["queue-events"] = offset
+    if control.apply_event(run, message):
+        run.updated_at = time.time()
+        await _go_on(run)
+
+
+async def start(command: Command, message: Json, event: EventT[Any]) -> None:
+    offset = event.message.offset
+    run = control.plan(message, now_s=event.message.timestamp, seed=f"{offset}".encode() + event.message.value)
+    await outside.check_symbols({step.symbol for step in run.steps if step.symbol})
+    known = workflows.get(run.queue_id)
+    text = f"{len(run.steps)} steps"
+    if known:
+        if known.at.get("queue-control", -1) < offset:
+            known.at["queue-control"] = offset
+            text = "goes on" if control.resume(known) else f"known already: {known.state}"
+        run = known
+    else:
+        run.at["queue-control"] = offset
+    await _keep(run)
+    await send_event(control.make_event("accepted", queue_id=run.queue_id, message=text))
+    await _go_on(run)
+
+
+async def stop(command: Command, message: Json, event: EventT[Any]) -> None:
+    for run in addressed(command):
+        for step in control.active(run):
+            if command.target in ("", step.target):
+                await send_task(_task_message("stop", run, step))
+        if run.live and not command.target:
+            run.state = "stopping"
+        await send_event(control.make_event("accepted", queue_id=run.queue_id, message="stopping"))
+        await _go_on(run)
+
+
+async def ping(command: Command, message: Json, event: EventT[Any]) -> None:
+    for run in addressed(command):
+        await send_event(control.make_pong(run, command.sent_at, workers=1))
+
+
+async def status(command: Command, message: Json, event: EventT[Any]) -> None:
+    for run in addressed(command):
+        extra = {"state": run.state, "steps": msgspec.to_builtins(run.steps)}
+        await send_event({**control.make_event("status", queue_id=run.queue_id, message=run.state, extra=extra)})
+
+
+async def tell(command: Command, message: Json, event: EventT[Any]) -> None:
+    """`simulate-loading` and `fail-after` go to the run's dummy steps."""
+    for run in addressed(command):
+        dummies = [step for step in control.active(run) if step.target == control.DUMMY]
+        if not dummies:
+            raise CommandRejected("queue_id", f"{run.queue_id!r} has no {control.DUMMY} at work")
+        for step in dummies:
+            told = _task_message("tell", run, step)
+            told.command = message
+            await send_task(told)
+
+
+_ANSWERS = {"start": start, "stop": stop, "ping": ping, "status": status, "simulate-loading": tell, "fail-after": tell}
+
+
+def addressed(command: Command) -> list[Workflow]:
+    """The runs a command means. Raises UnknownRun."""
+    if command.queue_id in control.ALL:
+        return [run for run in workflows.values() if run.live]
+    run = workflows.get(command.queue_id)
+    if run is None:
+        raise UnknownRun(command.queue_id)
+    return [run]
+
+
+async def _go_on(run: Workflow) -> None:
+    """Launch what is ready; when nothing is left to do, say how the run ended."""
+    was_live = run.live
+    for step in control.ready(run):
+        step.attempt += 1
+        step.state = "launched"
+        launch = _task_message("launch", run, step)
+        launch.step = step
+        await send_task(launch)
+        run.state = "running"
+    run.state = control.conclude(run)
+    if was_live and not run.live:
+        for step in run.steps:
+            if step.state == "waiting":
+                step.state = "interrupted"
+        failed = next((step for step in run.steps if step.state == "error"), None)
+        await send_event(control.make_event(
+            run.state, queue_id=run.queue_id, message=f"run {run.state}",
+            error=f"{failed.target} {failed.type}: {failed.error}" if failed else "",
+            records_written=sum(step.records_written for step in run.steps if step.target == control.LOADER),
+        ))  # fmt: skip
+    await _keep(run)
+
+
+async def _keep(run: Workflow) -> None:
+    """The run's row, and its copy in the store."""
+    workflows.put(run.queue_id, run)
+    now_ms = int(time.time() * 1000)
+    document = {
+        "queue_id": run.queue_id, "status": run.state, "version": now_ms, "updated_ms": now_ms, "state": msgspec.to_builtins(run),
+    }  # fmt: skip
+    await asyncio.to_thread(outside.store().upsert, "queue_state", [document])
+
+
+def _task_message(kind: Any, run: Workflow, step: Step) -> TaskMessage:
+    return TaskMessage(kind=kind, task_id=step.task_id, queue_id=run.queue_id, attempt=step.attempt)

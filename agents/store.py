@@ -1,0 +1,118 @@
+"""Batches become documents: market.trades, market.candles -> store_batches -> the store, coverage_by_stream.
+
+Exactly once in effect: every row has a deterministic key, and a candle with a lower version never replaces a better
+one. The ledger is written after the rows it speaks of, so that it never promises what is not stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import cache
+from typing import Any
+
+import msgspec
+from faust.types import EventT
+
+from adapters.stores import collections
+from adapters.stores.base import Store
+from app import outside, topics
+from app.core import consumes
+from app.errors import RunFailed, StoreError
+from app.telemetry import ROWS
+from app.work import Finished, Job, work
+from models import spans
+from models.control import CONNECTOR
+from models.coverage import Coverage, stream_name
+from models.market import Batch, decode_batch, interval_of
+from tables.coverage_by_stream import coverage_by_stream
+
+POLL_S = 0.2
+# The exchange's own candle outranks the one we made from its trades; live ones lie between until history is loaded.
+CANDLE_VERSIONS = {"aggregated": 1, "live": 2, "replay": 2, "history": 3}
+
+
+@consumes(topics.market_trades, topics.market_candles)
+async def store_batches(event: EventT[Any]) -> None:
+    """Write a batch, then its ledger."""
+    message = event.message
+    batch = decode_batch(message.value)
+    stream = stream_name(batch.venue, batch.symbol, batch.channel)
+    ledger = coverage_by_stream.get(stream) or Coverage()
+    ledger.add(batch)
+    ledger.at[f"{message.topic}-{message.partition}"] = message.offset
+    await asyncio.to_thread(store_batch, outside.store(), batch, ledger)
+    coverage_by_stream.put(stream, ledger)
+    ROWS.labels("store_batches").inc(len(batch))
+
+
+@consumes(topics.queue_events)
+async def keep_events(event: EventT[Any]) -> None:
+    """Every event as a document of telemetry_events, keyed by its position."""
+    message = event.message
+    fact = msgspec.json.decode(message.value)
+    document = {
+        "topic": message.topic, "partition": message.partition, "offset": message.offset,
+        "ts_ms": int(message.timestamp * 1000), "queue_id": str(fact.get("queue_id") or "-"),
+        "event": str(fact.get("event")), "body": fact,
+    }  # fmt: skip
+    await asyncio.to_thread(outside.store().upsert, "telemetry_events", [document])
+
+
+def store_batch(store: Store, batch: Batch, ledger: Coverage) -> None:
+    """Rows first, ledger second. Raises StoreBusy, StoreError."""
+    collection = collection_for(store, batch.channel)
+    if len(batch):
+        columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
+        if batch.channel != "trades":
+            columns |= {"source": batch.source, "version": CANDLE_VERSIONS[batch.source]}
+        result = store.upsert_columns(collection, columns)
+        if result.errors:
+            raise StoreError(f"{collection} refused {len(result.errors)} rows of {batch.origin}: {result.errors[0][2]}")
+    if batch.covers:
+        now_ms = int(time.time() * 1000)
+        store.upsert("coverage", [{
+            "venue": batch.venue, "symbol": batch.symbol, "channel": batch.channel,
+            "version": now_ms, "updated_ms": now_ms,
+            "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
+        }])  # fmt: skip
+
+
+@cache
+def collection_for(store: Store, channel: str) -> str:
+    """The collection of a channel, created at its first batch."""
+    spec = collections.TRADES if channel == "trades" else collections.candles(interval_of(channel))
+    store.ensure(spec)
+    return spec.name
+
+
+@work(CONNECTOR)
+async def persist(job: Job) -> Finished:
+    """Wait until the ledger has settled the asked range; holes are an error unless the caller allows them."""
+    step = job.step
+    assert step.range_ms is not None
+    start, end = step.range_ms
+    store = outside.store()
+    collection = collection_for(store, step.channel)
+    time_column = "ts_ms" if step.channel == "trades" else "ts"
+    eq = {"venue": outside.VENUE, "symbol": step.symbol}
+    while True:
+        ledger = await asyncio.to_thread(outside.read_coverage, store, step.symbol, step.channel)
+        known = ledger.within(start, end)
+        await job.report(progress=spans.length(known.stored) / (end - start), message=f"until {time_column} is covered")
+        if ledger.settled([(start, end)]):
+            break
+        await asyncio.sleep(POLL_S)
+    rows = await asyncio.to_thread(store.count, collection, eq=eq, lo=start, hi=end)
+    holes = {"missing": known.missing, "unrecoverable": known.unrecoverable}
+    extra = {"collection": collection, **{name: found for name, found in holes.items() if found}}
+    if (known.missing or known.unrecoverable) and not step.params.get("allow_missing"):
+        text = "; ".join(f"{name} {describe(found)}" for name, found in holes.items() if found)
+        raise RunFailed(f"{step.symbol} {step.channel}: {text}; `allow_missing` finishes with the list instead")
+    return Finished(rows, f"{rows} rows in {collection}", extra)
+
+
+def describe(found: list[tuple[int, int]]) -> str:
+    """Spans for a person: how many, how long, the first."""
+    seconds = spans.length(found) / 1000
+    return f"{len(found)} span{'s' if len(found) > 1 else ''}, {seconds:g} s in all, first at {found[0][0]} ms"

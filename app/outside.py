@@ -1,0 +1,109 @@
+"""The doors to the outside world: which store and which exchange this process uses, opened once each."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from functools import cache
+
+from adapters.exchanges.base import Exchange
+from adapters.exchanges.binance import BinanceSpot
+from adapters.stores import collections
+from adapters.stores.base import Document, Store
+from adapters.stores.sqlite import SqliteStore
+from app.config import settings
+from app.errors import CommandRejected, ExchangeError, SetupRefused
+from models.coverage import Coverage, stream_name
+
+VENUE = "binance"
+CONTROL_COLLECTIONS = (
+    collections.COVERAGE, collections.QUEUE_STATE, collections.TELEMETRY_EVENTS, collections.MODELS, collections.GRAPHS,
+)  # fmt: skip
+SYMBOLS_KEPT_S = 300.0
+SYMBOLS_WAIT_S = 0.5  # a command must be answered within a second
+
+
+@cache
+def store() -> Store:
+    """The writing store of this process. Raises StoreError."""
+    path = settings().store_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opened = SqliteStore(path)
+    for spec in CONTROL_COLLECTIONS:
+        opened.ensure(spec)
+    return opened
+
+
+def reading_store() -> Store:
+    """The same store, read-only, for a second process. Raises StoreError."""
+    return SqliteStore(settings().store_path, read_only=True)
+
+
+def open_exchange(on_wait: Callable[[float, str], None] | None = None) -> Exchange:
+    """The exchange that BINANCE_API_URL names; the caller closes it. Raises SetupRefused."""
+    url = settings().binance_api_url
+    if not url:
+        raise SetupRefused(
+            "BINANCE_API_URL is not set: give the REST base of Binance spot, or of `python -m app exchange`"
+        )
+    return BinanceSpot(url, on_wait=on_wait)
+
+
+@cache
+def parser() -> Exchange:
+    """The exchange as a reader of its own pages; it never connects."""
+    return BinanceSpot(settings().binance_api_url or "http://127.0.0.1:9")
+
+
+class _KnownSymbols:
+    """What the exchange listed when it was last asked."""
+
+    def __init__(self) -> None:
+        self.names: frozenset[str] = frozenset()
+        self.asked_at = -math.inf
+
+    async def refresh(self) -> None:
+        exchange = open_exchange()
+        try:
+            async with asyncio.timeout(SYMBOLS_WAIT_S):
+                self.names = frozenset(await exchange.symbols())
+            self.asked_at = time.monotonic()
+        finally:
+            await exchange.close()
+
+    def is_stale(self) -> bool:
+        return time.monotonic() - self.asked_at > SYMBOLS_KEPT_S
+
+
+_symbols = _KnownSymbols()
+
+
+async def check_symbols(symbols: set[str]) -> None:
+    """Raise CommandRejected for a symbol the exchange does not list. An exchange that is away rejects nothing."""
+    if not symbols or not settings().binance_api_url:
+        return
+    if _symbols.is_stale() or not symbols <= _symbols.names:
+        try:
+            await _symbols.refresh()
+        except (TimeoutError, ExchangeError, OSError):
+            return  # the loader will say what the exchange says
+    if unknown := sorted(symbols - _symbols.names):
+        some = ", ".join(sorted(_symbols.names)[:5])
+        raise CommandRejected("symbol", f"{unknown[0]!r} is not traded on {VENUE}; for example: {some}")
+
+
+def read_coverage(from_store: Store, symbol: str, channel: str) -> Coverage:
+    """The ledger of a stream as the store holds it; empty for an unknown stream."""
+    [document] = from_store.get("coverage", [coverage_key(symbol, channel)])
+    return Coverage() if document is None else coverage_of(document)
+
+
+def coverage_key(symbol: str, channel: str) -> str:
+    return stream_name(VENUE, symbol, channel).replace(":", ".")
+
+
+def coverage_of(document: Document) -> Coverage:
+    spans = {name: [(a, b) for a, b in document[name]] for name in ("stored", "missing", "unrecoverable")}
+    return Coverage(**spans)
