@@ -76,7 +76,7 @@ async def start(command: Command, message: Json, event: EventT[Any]) -> None:
     run = control.plan(message, now_s=event.message.timestamp, seed=f"{offset}".encode() + event.message.value)
     await outside.check_symbols({step.symbol for step in run.steps if step.symbol})
     known = workflows.get(run.queue_id)
-    text = f"{len(run.steps)} steps"
+    text = f"{len(run.steps)} steps" if len(run.steps) > 1 else "1 step"
     if known:
         if known.at.get("queue-control", -1) < offset:
             known.at["queue-control"] = offset
@@ -165,7 +165,8 @@ async def _keep(run: Workflow) -> None:
     workflows.put(run.queue_id, run)
     now_ms = int(time.time() * 1000)
     document = {
-        "queue_id": run.queue_id, "status": run.state, "version": now_ms, "updated_ms": now_ms, "state": msgspec.to_builtins(run),
+        "queue_id": run.queue_id, "status": run.state, "version": now_ms, "updated_ms": now_ms,
+        "state": msgspec.to_builtins(run),
     }  # fmt: skip
     await asyncio.to_thread(outside.store().upsert, "queue_state", [document])
 

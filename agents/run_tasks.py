@@ -100,7 +100,7 @@ async def _run(job: Job, resumed: bool) -> None:
                 return
             await job.emit("loading" if resumed else "started", message="goes on" if resumed else "")
             result = await _work_through_outages(job)
-            await _end(job, "finished", result.message, records_written=result.records_written, extra=result.extra)
+            await _end(job, "finished", result.message, progress=1.0, records_written=result.records_written, extra=result.extra)
         except asyncio.CancelledError:
             if not job.stopping:
                 raise  # the worker ends; the task goes on elsewhere

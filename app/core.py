@@ -134,7 +134,7 @@ async def deliver(name: str, handle: Handler, event: EventT[Any]) -> None:
             return
         except (LogFull, LogDamaged, SetupRefused) as error:
             stop_process(error)
-        except Exception as error:  # noqa: BLE001 -- nothing may leave this loop: Faust would acknowledge it
+        except Exception as error:
             tries += 1
             outage = is_outage(error)
             if isinstance(error, StoreError) and not outage:

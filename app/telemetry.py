@@ -45,7 +45,9 @@ class PlainFormatter(logging.Formatter):
 def logging_config(level: str, style: str) -> dict[str, Any]:
     """For `logging.config.dictConfig`; libraries speak only when something is wrong."""
     formatter = JsonFormatter if style == "json" else PlainFormatter
-    quiet = {name: {"level": "WARNING"} for name in ("faust", "mode", "aiokafka", "aiohttp.access")}
+    # Faust's services log under the name of the module that subclasses them.
+    talkative = ("faust", "mode", "aiokafka", "aiohttp.access", "adapters.faust_repair", "adapters.embedded_log.transport")
+    quiet = {name: {"level": "WARNING"} for name in talkative}
     return {
         "version": 1,
         "disable_existing_loggers": False,

@@ -218,7 +218,7 @@ def generate_queue_id(step: Step, now_s: float, seed: bytes = b"") -> str:
 
 
 def parse_range(text: str, now_s: float, field: str = "time_range") -> Span:
-    """`START:END` as dates or ISO instants, UTC, end exclusive, to [start_ms, end_ms); two equal dates mean that day."""
+    """`START:END` as dates or ISO instants, UTC, to half-open [start_ms, end_ms); two equal dates mean that day."""
     for match in re.finditer(":", text):
         try:
             start, end = (datetime.fromisoformat(part) for part in (text[: match.start()], text[match.end() :]))

@@ -1,7 +1,7 @@
 """Candles in the making, by `venue:symbol`; written by fold_candles only."""
 
 from app.config import settings
-from models.candles import Folding
+from models.folding import Folding
 from tables.rows import Rows
 
 candles_by_symbol: Rows[Folding] = Rows(

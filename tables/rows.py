@@ -22,10 +22,7 @@ class Rows(Generic[Row]):
 
     def __init__(self, name: str, row_type: type[Row], partitions: int, help: str) -> None:
         self.name, self.partitions, self.help = name, partitions, help
-        self.table: Any = app.Table(
-            name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw",
-            partitions=partitions, help=help,
-        )  # fmt: skip
+        self.table: Any = app.Table(name, key_type=bytes, value_type=bytes, partitions=partitions, help=help)
         self._decode = msgspec.json.Decoder(row_type).decode
         BY_TABLE[name] = self
 
