@@ -99,11 +99,10 @@ class Scaler:
 
 
 def minimum_candles(horizon_bars: int) -> int:
-    """How many candles without a gap a training needs: the warm-up, the median of `vol_regime`, and three parts."""
-    history = WARM_UP_BARS + MEDIAN_MIN_BARS + 3 * (horizon_bars + 2)
-    train, validation, test = SINGLE_FOLD_SHARES
-    samples = max(MIN_TRAIN / train, MIN_VALIDATION / validation, MIN_TEST / test)
-    return int(np.ceil(history + samples / train))
+    """How many candles without a gap every label can be trained on: the warm-up and three parts after the purge."""
+    purged = horizon_bars + 2
+    needed = (MIN_TRAIN + MEDIAN_MIN_BARS + 2 * purged, MIN_VALIDATION + purged, MIN_TEST + purged)
+    return WARM_UP_BARS + max(int(np.ceil(n / share)) for n, share in zip(needed, SINGLE_FOLD_SHARES, strict=True)) + 2
 
 
 def folds_of(graph: CandleGraph) -> list[Fold]:

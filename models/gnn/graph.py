@@ -167,38 +167,23 @@ def ego_graph(graph: CandleGraph, vertex: int, hops: int) -> tuple[Ints, Ints, I
 # --- stored form -----------------------------------------------------------------------------------------------------
 
 
-def vertex_keys(graph: CandleGraph) -> list[str]:
-    """`BTCUSDT-5m-1755615600000`: the symbol, the interval and the candle's open time."""
-    prefix = f"{graph.symbol}-{graph.spec.interval}-"
-    return [f"{prefix}{ts}" for ts in graph.ts.tolist()]
-
-
 def vertex_columns(graph: CandleGraph) -> dict[str, Any]:
-    """Columns of the vertex collection: `_key`, symbol, interval, ts, ready, gap_bars and `x` (N, F) float32."""
+    """Columns of the vertex collection; the key is symbol, interval and ts. `x` is (N, F) float32."""
     return {
-        "_key": vertex_keys(graph), "symbol": graph.symbol, "interval": graph.spec.interval, "ts": graph.ts,
+        "symbol": graph.symbol, "interval": graph.spec.interval, "ts": graph.ts,
         "ready": graph.ready, "gap_bars": graph.gap_bars, "x": graph.x,
     }  # fmt: skip
 
 
-def edge_columns(graph: CandleGraph, vertices: str) -> dict[str, Any]:
-    """Columns of the edge collection; `vertices` is the vertex collection's name, for `_from` (past) and `_to`.
+def edge_columns(graph: CandleGraph) -> dict[str, Any]:
+    """Columns of the edge collection; the key is symbol, interval, kind and both ends. `attr` is (E, 2) float32.
 
-    `ts` is the time of the present end, from which the edge is valid; it never changes afterwards.
+    `src_ts` is the past end; `ts` the present one, from which the edge is valid and never changes.
     """
-    keys = vertex_keys(graph)
-    kinds = [EDGE_KINDS[code] for code in graph.edge_kind.tolist()]
-    ends = list(zip(graph.edge_src.tolist(), graph.edge_dst.tolist(), strict=True))
-    src_ts, dst_ts = graph.ts[graph.edge_src], graph.ts[graph.edge_dst]
-    prefix = f"{graph.symbol}-{graph.spec.interval}"
     return {
-        "_key": [
-            f"{prefix}-{kind}-{a}-{b}" for kind, a, b in zip(kinds, src_ts.tolist(), dst_ts.tolist(), strict=True)
-        ],
-        "_from": [f"{vertices}/{keys[src]}" for src, _ in ends],
-        "_to": [f"{vertices}/{keys[dst]}" for _, dst in ends],
-        "symbol": graph.symbol, "interval": graph.spec.interval, "kind": kinds, "src_ts": src_ts, "ts": dst_ts,
-        "attr": graph.edge_attr,
+        "symbol": graph.symbol, "interval": graph.spec.interval,
+        "kind": [EDGE_KINDS[code] for code in graph.edge_kind.tolist()],
+        "src_ts": graph.ts[graph.edge_src], "ts": graph.ts[graph.edge_dst], "attr": graph.edge_attr,
     }  # fmt: skip
 
 

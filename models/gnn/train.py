@@ -199,6 +199,7 @@ class Training:
             self.reporter.say(
                 progress=round((self.effort_done + within) / self.effort_total, 4), label=label, model=contender.name,
                 seed=seed, epoch=epoch, loss=round(loss, 5), validation_loss=round(validation_loss, 5),
+                message=f"trains {contender.name} on {label}",
             )  # fmt: skip
 
         return on_epoch
@@ -297,7 +298,7 @@ def train(workdir: Path, reporter: Reporter, switch: StopSwitch) -> None:
     folder = publish(training, metrics)
     reporter.conclude(
         progress=1.0, done=str(folder), name=request.name, version=request.version, trials=metrics.trials,
-        seconds=round(time.monotonic() - started_s, 2), labels=summary(metrics),
+        seconds=round(time.monotonic() - started_s, 2), verdicts=summary(metrics),
     )  # fmt: skip
 
 
