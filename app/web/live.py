@@ -12,11 +12,10 @@ import contextlib
 
 import orjson
 from aiohttp import WSCloseCode, web
-from faust.types import Message
 from prometheus_client import Gauge
 
 from app import topics
-from app.core import app, consumes
+from app.core import Message, app, consumes
 from app.web.calls import call, error
 
 FRAMES_KEPT = 1_000  # per viewer; at a busy run's 20 events a second, most of a minute
