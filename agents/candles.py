@@ -6,13 +6,9 @@ not seen whole is not made. The row carries what it has seen, so a repeated batc
 
 from __future__ import annotations
 
-from typing import Any
-
-from faust.types import EventT
-
 from app import topics
 from app.config import settings
-from app.core import consumes, put
+from app.core import Message, consumes, put
 from app.telemetry import ROWS
 from models.folding import Folding, fold_batch
 from models.market import Batch, decode_batch, encode_batch, pack_columns
@@ -20,9 +16,8 @@ from tables.candles_by_symbol import candles_by_symbol
 
 
 @consumes(topics.market_trades)
-async def fold_candles(event: EventT[Any]) -> None:
+async def fold_candles(message: Message) -> None:
     """Fold a batch of trades; send the candles that are complete now."""
-    message = event.message
     trades = decode_batch(message.value)
     key = message.key.decode()
     folding = candles_by_symbol.get(key) or Folding()
@@ -31,7 +26,7 @@ async def fold_candles(event: EventT[Any]) -> None:
         channel = f"candles_{interval}"
         batch = Batch(
             venue=trades.venue, symbol=trades.symbol, channel=channel, source="aggregated", run=trades.run,
-            ts_receipt_ms=trades.ts_receipt_ms, origin=(message.topic, message.partition, message.offset),
+            ts_receipt_ms=trades.ts_receipt_ms, origin=message.place,
             columns=pack_columns(channel, columns),
         )  # fmt: skip
         await put(topics.market_for(channel), message.key, encode_batch(batch))

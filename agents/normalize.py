@@ -6,13 +6,9 @@ rows of its page go on. A page that cannot be read at all is one hole. At least 
 
 from __future__ import annotations
 
-from typing import Any
-
-from faust.types import EventT
-
 from adapters.exchanges.base import Exchange, Parsed
 from app import outside, topics
-from app.core import consumes, dead_letter, header, put
+from app.core import Message, consumes, dead_letter, put
 from app.errors import ExchangeError
 from app.telemetry import ROWS
 from models.market import (
@@ -28,18 +24,15 @@ from models.market import (
 
 
 @consumes(topics.raw_trades, topics.raw_candles)
-async def normalize_pages(event: EventT[Any]) -> None:
+async def normalize_pages(message: Message) -> None:
     """Parse a page once; what is behind works on its columns."""
-    message = event.message
-    info = decode_page_info(header(event, "page") or b"")
-    batch, rejected = normalize(
-        outside.parser(), info, message.value, (message.topic, message.partition, message.offset)
-    )
+    info = decode_page_info(message.headers["page"])
+    batch, rejected = normalize(outside.parser(), info, message.value, message.place)
     for row, reason, span in rejected:
         again = PageInfo(
             **{name: getattr(info, name) for name in info.__struct_fields__} | {"covers": span, "asked": span}
         )
-        await dead_letter(event, reason, value=row, headers=[("page", encode_page_info(again))])
+        await dead_letter(message, reason, value=row, headers={"page": encode_page_info(again)})
     await put(topics.market_for(info.channel), message.key, encode_batch(batch))
     ROWS.labels("normalize_pages").inc(len(batch))
 
@@ -50,7 +43,10 @@ def normalize(
     """A page as a batch, and what had to be left out: (bytes that can be sent again as a page, reason, the hole)."""
     try:
         parsed = exchange.parse(info, body)
-        rejected = [(b"[" + bad.row + b"]", bad.reason, bad.span) for bad in parsed.rejected]
+        # A row sent again closes its hole only where the hole is its alone; else it is stored and the hole stays shown.
+        alone = len(parsed.missing) == len(parsed.rejected)
+        holes = parsed.missing if alone else [(info.covers[0], info.covers[0])] * len(parsed.rejected)
+        rejected = [(b"[" + bad.row + b"]", bad.reason, hole) for bad, hole in zip(parsed.rejected, holes, strict=True)]
     except ExchangeError as error:
         parsed = Parsed(columns=empty_columns(info.channel), missing=(info.covers,))
         rejected = [(body, str(error), info.covers)]

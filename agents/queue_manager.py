@@ -13,10 +13,9 @@ import time
 from typing import Any
 
 import msgspec
-from faust.types import EventT
 
 from app import outside, topics
-from app.core import consumes, dead_letter
+from app.core import Message, consumes, dead_letter
 from app.errors import CommandRejected, UnknownRun
 from app.telemetry import COMMANDS
 from app.work import send_event, send_task
@@ -28,52 +27,52 @@ log = logging.getLogger(__name__)
 
 
 @consumes(topics.queue_control, topics.queue_events)
-async def manage_queue(event: EventT[Any]) -> None:
+async def manage_queue(message: Message) -> None:
     """Answer commands, follow events, launch what is ready."""
     try:
-        message = control.read_command(event.message.value)
+        said = control.read_command(message.value)
     except ValueError as error:
-        await dead_letter(event, str(error))
+        await dead_letter(message, str(error))
         return
-    if event.message.topic == topics.queue_events.get_topic_name():
-        await follow(message, event.message.offset)
+    if message.topic == topics.queue_events.get_topic_name():
+        await follow(said, message.offset)
     else:
-        await answer(message, event)
+        await answer(said, message)
 
 
-async def answer(message: Json, event: EventT[Any]) -> None:
+async def answer(said: Json, message: Message) -> None:
     """One command, one answer."""
     try:
-        command = control.check_command(message)
-        await _ANSWERS[command.command](command, message, event)
+        command = control.check_command(said)
+        await _ANSWERS[command.command](command, said, message)
         COMMANDS.labels(command.command, "accepted").inc()
     except CommandRejected as error:
-        COMMANDS.labels(str(message.get("command"))[:32], "rejected").inc()
+        COMMANDS.labels(str(said.get("command"))[:32], "rejected").inc()
         log.info("rejected: %s", error)
-        queue_id = message.get("queue_id")
+        queue_id = said.get("queue_id")
         await send_event(control.make_event(
             "rejected", queue_id=queue_id if isinstance(queue_id, str) else "", error=str(error),
             message=str(error), extra={"field": error.field},
         ))  # fmt: skip
 
 
-async def follow(message: Json, offset: int) -> None:
+async def follow(said: Json, offset: int) -> None:
     """A step's fact: fold it into its run, launch what is ready now, conclude the run when nothing is left."""
-    run = workflows.get(str(message.get("queue_id")))
-    if run is None or "task" not in (message.get("extra") or {}):
+    run = workflows.get(str(said.get("queue_id")))
+    if run is None or "task" not in (said.get("extra") or {}):
         return
     if offset <= run.at.get("queue-events", -1):
         await _go_on(run)  # repeated after a crash: what followed from it may not have happened
         return
     run.at["queue-events"] = offset
-    if control.apply_event(run, message):
+    if control.apply_event(run, said):
         run.updated_at = time.time()
         await _go_on(run)
 
 
-async def start(command: Command, message: Json, event: EventT[Any]) -> None:
-    offset = event.message.offset
-    run = control.plan(message, now_s=event.message.timestamp, seed=f"{offset}".encode() + event.message.value)
+async def start(command: Command, said: Json, message: Message) -> None:
+    offset = message.offset
+    run = control.plan(said, now_s=message.ts_s, seed=f"{offset}".encode() + message.value)
     await outside.check_symbols({step.symbol for step in run.steps if step.symbol})
     known = workflows.get(run.queue_id)
     text = f"{len(run.steps)} steps" if len(run.steps) > 1 else "1 step"
@@ -89,7 +88,7 @@ async def start(command: Command, message: Json, event: EventT[Any]) -> None:
     await _go_on(run)
 
 
-async def stop(command: Command, message: Json, event: EventT[Any]) -> None:
+async def stop(command: Command, said: Json, message: Message) -> None:
     for run in addressed(command):
         for step in control.active(run):
             if command.target in ("", step.target):
@@ -100,18 +99,18 @@ async def stop(command: Command, message: Json, event: EventT[Any]) -> None:
         await _go_on(run)
 
 
-async def ping(command: Command, message: Json, event: EventT[Any]) -> None:
+async def ping(command: Command, said: Json, message: Message) -> None:
     for run in addressed(command):
         await send_event(control.make_pong(run, command.sent_at, workers=1))
 
 
-async def status(command: Command, message: Json, event: EventT[Any]) -> None:
+async def status(command: Command, said: Json, message: Message) -> None:
     for run in addressed(command):
         extra = {"state": run.state, "steps": msgspec.to_builtins(run.steps)}
         await send_event({**control.make_event("status", queue_id=run.queue_id, message=run.state, extra=extra)})
 
 
-async def tell(command: Command, message: Json, event: EventT[Any]) -> None:
+async def tell(command: Command, said: Json, message: Message) -> None:
     """`simulate-loading` and `fail-after` go to the run's dummy steps."""
     for run in addressed(command):
         dummies = [step for step in control.active(run) if step.target == control.DUMMY]
@@ -119,7 +118,7 @@ async def tell(command: Command, message: Json, event: EventT[Any]) -> None:
             raise CommandRejected("queue_id", f"{run.queue_id!r} has no {control.DUMMY} at work")
         for step in dummies:
             told = _task_message("tell", run, step)
-            told.command = message
+            told.command = said
             await send_task(told)
 
 

@@ -12,11 +12,10 @@ import logging
 from typing import Any
 
 import msgspec
-from faust.types import EventT
 
 from app import topics
 from app.config import settings
-from app.core import app, consumes, dead_letter, is_outage
+from app.core import Message, app, consumes, dead_letter, is_outage
 from app.errors import StreamForgeError
 from app.telemetry import TASKS, run_of_this_task
 from app.work import WORK, Job, send_task
@@ -31,13 +30,12 @@ _background: set[asyncio.Task[Any]] = set()
 
 
 @consumes(topics.queue_tasks)
-async def run_tasks(event: EventT[Any]) -> None:
+async def run_tasks(message: Message) -> None:
     """Start, stop and remember the tasks of this worker's partitions."""
-    message = event.message
     try:
-        said = msgspec.json.decode(message.value or b"", type=TaskMessage)
+        said = msgspec.json.decode(message.value, type=TaskMessage)
     except msgspec.MsgspecError as error:
-        await dead_letter(event, str(error))
+        await dead_letter(message, str(error))
         return
     row = tasks.get(said.task_id)
     repeated = row is not None and message.offset <= row.at.get("queue-tasks", -1)
@@ -100,7 +98,14 @@ async def _run(job: Job, resumed: bool) -> None:
                 return
             await job.emit("loading" if resumed else "started", message="goes on" if resumed else "")
             result = await _work_through_outages(job)
-            await _end(job, "finished", result.message, progress=1.0, records_written=result.records_written, extra=result.extra)
+            await _end(
+                job,
+                "finished",
+                result.message,
+                progress=1.0,
+                records_written=result.records_written,
+                extra=result.extra,
+            )
         except asyncio.CancelledError:
             if not job.stopping:
                 raise  # the worker ends; the task goes on elsewhere

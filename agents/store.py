@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import cache
 from typing import Any
 
 import msgspec
-from faust.types import EventT
 
-from adapters.stores import collections
 from adapters.stores.base import Store
 from app import outside, topics
-from app.core import consumes
+from app.core import Message, consumes
 from app.errors import RunFailed, StoreError
 from app.telemetry import ROWS
 from app.work import Finished, Job, work
 from models import spans
 from models.control import CONNECTOR
 from models.coverage import Coverage, stream_name
-from models.market import Batch, decode_batch, interval_of
+from models.market import Batch, decode_batch
 from tables.coverage_by_stream import coverage_by_stream
 
 POLL_S = 0.2
@@ -33,9 +30,8 @@ CANDLE_VERSIONS = {"aggregated": 1, "live": 2, "replay": 2, "history": 3}
 
 
 @consumes(topics.market_trades, topics.market_candles)
-async def store_batches(event: EventT[Any]) -> None:
+async def store_batches(message: Message) -> None:
     """Write a batch, then its ledger."""
-    message = event.message
     batch = decode_batch(message.value)
     stream = stream_name(batch.venue, batch.symbol, batch.channel)
     ledger = coverage_by_stream.get(stream) or Coverage()
@@ -47,13 +43,12 @@ async def store_batches(event: EventT[Any]) -> None:
 
 
 @consumes(topics.queue_events)
-async def keep_events(event: EventT[Any]) -> None:
+async def keep_events(message: Message) -> None:
     """Every event as a document of telemetry_events, keyed by its position."""
-    message = event.message
     fact = msgspec.json.decode(message.value)
     document = {
         "topic": message.topic, "partition": message.partition, "offset": message.offset,
-        "ts_ms": int(message.timestamp * 1000), "queue_id": str(fact.get("queue_id") or "-"),
+        "ts_ms": int(message.ts_s * 1000), "queue_id": str(fact.get("queue_id") or "-"),
         "event": str(fact.get("event")), "body": fact,
     }  # fmt: skip
     await asyncio.to_thread(outside.store().upsert, "telemetry_events", [document])
@@ -61,7 +56,7 @@ async def keep_events(event: EventT[Any]) -> None:
 
 def store_batch(store: Store, batch: Batch, ledger: Coverage) -> None:
     """Rows first, ledger second. Raises StoreBusy, StoreError."""
-    collection = collection_for(store, batch.channel)
+    collection = outside.collection_of(batch.channel)
     if len(batch):
         columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
         if batch.channel != "trades":
@@ -78,14 +73,6 @@ def store_batch(store: Store, batch: Batch, ledger: Coverage) -> None:
         }])  # fmt: skip
 
 
-@cache
-def collection_for(store: Store, channel: str) -> str:
-    """The collection of a channel, created at its first batch."""
-    spec = collections.TRADES if channel == "trades" else collections.candles(interval_of(channel))
-    store.ensure(spec)
-    return spec.name
-
-
 @work(CONNECTOR)
 async def persist(job: Job) -> Finished:
     """Wait until the ledger has settled the asked range; holes are an error unless the caller allows them."""
@@ -93,7 +80,7 @@ async def persist(job: Job) -> Finished:
     assert step.range_ms is not None
     start, end = step.range_ms
     store = outside.store()
-    collection = collection_for(store, step.channel)
+    collection = outside.collection_of(step.channel)
     time_column = "ts_ms" if step.channel == "trades" else "ts"
     eq = {"venue": outside.VENUE, "symbol": step.symbol}
     while True:

@@ -12,8 +12,9 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
 
 import faust
 from faust.types import EventT
@@ -21,6 +22,7 @@ from faust.types import EventT
 from adapters import faust_repair
 from adapters.bulk import BulkProducer, EmbeddedBulkProducer
 from adapters.embedded_log import transport
+from adapters.embedded_log.log import Log
 from app import auth
 from app.config import settings
 from app.errors import ExchangeBusy, LogDamaged, LogFull, SetupRefused, StoreBusy, StoreError
@@ -33,7 +35,7 @@ BACKOFF_MAX_S = 30.0
 DEAD_LETTERS_TOPIC = "dead-letters"
 
 Headers = Sequence[tuple[str, bytes]]
-Handler = Callable[[EventT[Any]], Awaitable[None]]
+Handler = Callable[["Message"], Awaitable[None]]
 
 
 def make_app() -> faust.App:
@@ -88,13 +90,18 @@ async def flush() -> None:
 
 def backlog(topic: str) -> int:
     """Records of a topic that this app has not committed yet."""
-    log_ = app.transport.log
-    counts = (log_.end(topic, p) - (log_.committed(app.conf.id, topic, p) or 0) for p in range(log_.partitions(topic)))
-    return sum(counts)
+    record_log = _embedded_log()
+    partitions = range(record_log.partitions(topic) or 0)
+    return sum(record_log.end(topic, p) - (record_log.committed(app.conf.id, topic, p) or 0) for p in partitions)
 
 
 def _bulk() -> BulkProducer:
-    return EmbeddedBulkProducer(app.transport.log)
+    return EmbeddedBulkProducer(_embedded_log())
+
+
+def _embedded_log() -> Log:
+    found: Log = cast(transport.Transport, app.transport).log
+    return found
 
 
 def _written(future: asyncio.Future[Any]) -> None:
@@ -102,19 +109,36 @@ def _written(future: asyncio.Future[Any]) -> None:
         stop_process(error)
 
 
-def consumes(*topics: faust.TopicT[Any]) -> Callable[[Handler], Any]:
-    """Declare `handle(event)` as an agent on these topics, one message at a time per agent."""
+@dataclass(frozen=True)
+class Message:
+    """What an agent's step is given: one record and its place. An absent key or value is empty."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    headers: dict[str, bytes]
+    ts_s: float
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        return self.topic, self.partition, self.offset
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+def consumes(*topics: faust.TopicT) -> Callable[[Handler], Any]:
+    """Declare `handle(message)` as an agent on these topics, one message at a time per agent."""
 
     def declare(handle: Handler) -> Any:
         name = handle.__name__
-        channel = topics[0] if len(topics) == 1 else app.topic(
-            *(n for t in topics for n in t.topics), key_type=bytes, value_type=bytes,
-            key_serializer="raw", value_serializer="raw", partitions=topics[0].partitions,
-        )  # fmt: skip
+        channel = topics[0] if len(topics) == 1 else _all_of(topics)
 
         async def agent(stream: faust.StreamT[Any]) -> None:
             async for event in stream.events():
-                await deliver(name, handle, event)
+                await deliver(name, handle, message_of(event))
 
         agent.__name__ = agent.__qualname__ = name
         agent.__doc__ = handle.__doc__
@@ -124,12 +148,27 @@ def consumes(*topics: faust.TopicT[Any]) -> Callable[[Handler], Any]:
     return declare
 
 
-async def deliver(name: str, handle: Handler, event: EventT[Any]) -> None:
+def message_of(event: EventT[Any]) -> Message:
+    """Faust's event as ours."""
+    record = event.message
+    headers = record.headers or {}
+    return Message(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=record.key or b"",
+        value=record.value or b"",
+        headers=dict(headers),
+        ts_s=record.timestamp,
+    )
+
+
+async def deliver(name: str, handle: Handler, message: Message) -> None:
     """Run one agent's step until the message has had its effect or lies in the dead letters."""
     tries = poison = 0
     while True:
         try:
-            await handle(event)
+            await handle(message)
             MESSAGES.labels(name).inc()
             return
         except (LogFull, LogDamaged, SetupRefused) as error:
@@ -146,8 +185,8 @@ async def deliver(name: str, handle: Handler, event: EventT[Any]) -> None:
             else:
                 poison += 1
                 if poison >= POISON_TRIES:
-                    log.exception("%s cannot use %s", name, where(event))
-                    await dead_letter(event, f"{name}: {type(error).__name__}: {error}")
+                    log.exception("%s cannot use %s", name, message)
+                    await dead_letter(message, f"{name}: {type(error).__name__}: {error}")
                     return
             await asyncio.sleep(min(BACKOFF_MAX_S, 0.05 * 2 ** min(tries, 10)) * random.uniform(0.5, 1.0))
 
@@ -158,33 +197,22 @@ def is_outage(error: BaseException) -> bool:
 
 
 async def dead_letter(
-    event: EventT[Any], reason: str, *, value: bytes | None = None, headers: Headers | None = None
+    message: Message, reason: str, *, value: bytes | None = None, headers: Mapping[str, bytes] | None = None
 ) -> None:
     """Put a message (or with `value` a part of it) aside with its bytes, where it came from, and why."""
-    message = event.message
-    kept = dict(headers if headers is not None else [(k, v) for k, v in _header_pairs(event)])
-    kept |= {
+    kept = {
+        **(message.headers if headers is None else headers),
         "reason": reason.encode(),
         "topic": message.topic.encode(),
         "partition": str(message.partition).encode(),
         "offset": str(message.offset).encode(),
     }
     try:
-        body = message.value if value is None else value
-        await put(DEAD_LETTERS_TOPIC, message.key, body or b"", list(kept.items()))
+        await put(DEAD_LETTERS_TOPIC, message.key, message.value if value is None else value, list(kept.items()))
         await flush()
     except BaseException as error:  # noqa: BLE001 -- neither handled nor put aside: it must not be acknowledged
         stop_process(error)
     DEAD_LETTERS.labels(message.topic).inc()
-
-
-def header(event: EventT[Any], name: str) -> bytes | None:
-    """A header's value; None where the message does not carry it."""
-    return next((value for key, value in _header_pairs(event) if key == name), None)
-
-
-def where(event: EventT[Any]) -> str:
-    return f"{event.message.topic}[{event.message.partition}]@{event.message.offset}"
 
 
 def stop_process(error: BaseException) -> NoReturn:
@@ -194,6 +222,13 @@ def stop_process(error: BaseException) -> NoReturn:
     os._exit(getattr(error, "exit_code", 70))
 
 
-def _header_pairs(event: EventT[Any]) -> Headers:
-    headers = event.message.headers or []
-    return list(headers.items() if isinstance(headers, dict) else headers)
+def _all_of(topics: Sequence[faust.TopicT]) -> faust.TopicT:
+    names = [name for topic in topics for name in topic.topics]
+    return app.topic(
+        *names,
+        key_type=bytes,
+        value_type=bytes,
+        key_serializer="raw",
+        value_serializer="raw",
+        partitions=topics[0].partitions,
+    )

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from functools import cache
 
+import msgspec
+
 from adapters.exchanges.base import Exchange
 from adapters.exchanges.binance import BinanceSpot
 from adapters.stores import collections
@@ -16,6 +18,7 @@ from adapters.stores.sqlite import SqliteStore
 from app.config import settings
 from app.errors import CommandRejected, ExchangeError, SetupRefused
 from models.coverage import Coverage, stream_name
+from models.market import interval_of
 
 VENUE = "binance"
 CONTROL_COLLECTIONS = (
@@ -34,6 +37,14 @@ def store() -> Store:
     for spec in CONTROL_COLLECTIONS:
         opened.ensure(spec)
     return opened
+
+
+@cache
+def collection_of(channel: str) -> str:
+    """The collection of a channel's rows, created when it is not there."""
+    spec = collections.TRADES if channel == "trades" else collections.candles(interval_of(channel))
+    store().ensure(spec)
+    return spec.name
 
 
 def reading_store() -> Store:
@@ -105,5 +116,4 @@ def coverage_key(symbol: str, channel: str) -> str:
 
 
 def coverage_of(document: Document) -> Coverage:
-    spans = {name: [(a, b) for a, b in document[name]] for name in ("stored", "missing", "unrecoverable")}
-    return Coverage(**spans)
+    return msgspec.convert({name: document[name] for name in ("stored", "missing", "unrecoverable")}, Coverage)

@@ -30,7 +30,7 @@ class Topic:
     partitions: int
     retention_ms: int | None  # None: kept for ever
 
-    def channel(self) -> faust.TopicT[bytes]:
+    def channel(self) -> faust.TopicT:
         return app.topic(
             self.name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw",
             partitions=self.partitions,

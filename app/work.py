@@ -115,5 +115,5 @@ async def send_command(command: Json) -> None:
     await _send(topics.queue_control, None, msgspec.json.encode(command))
 
 
-async def _send(topic: faust.TopicT[bytes], key: str | None, value: bytes) -> None:
+async def _send(topic: faust.TopicT, key: str | None, value: bytes) -> None:
     await (await topic.send(key=key.encode() if key else None, value=value))

@@ -109,7 +109,7 @@ def test_any_bytes_are_a_json_object_or_a_value_error(value: bytes) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["command", "queue_id", "symbol", "symbols", "type", "target", "time_range", "interval", "requests", "epochs"]
+            ["command", "queue_id", "symbol", "symbols", "type", "target", "time_range", "interval", "requests"]
         ),
         st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.lists(st.text(max_size=3), max_size=2),
     )

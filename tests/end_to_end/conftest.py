@@ -1,0 +1,162 @@
+"""Real processes for end-to-end tests: a worker, a simulated exchange, each on free ports and in its own folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.embedded_log.reader import LogReader
+
+ROOT = Path(__file__).parents[2]
+POLL_S = 0.05
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Process:
+    """A child of the test; its output lies in a file, its end is always seen."""
+
+    def __init__(self, name: str, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
+        self.output = folder / f"{name}.out"
+        with self.output.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "app", *arguments], cwd=ROOT, env={**os.environ, **env},
+                stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.popen.wait(30)
+
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+
+class Worker(Process):
+    """`python -m app worker` on an embedded log in `folder`."""
+
+    def __init__(self, folder: Path, exchange_url: str = "", **env: str) -> None:
+        self.folder, port = folder, free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.env = {"DATA_DIR": str(folder), "WEB_PORT": str(port), "BINANCE_API_URL": exchange_url, **env}
+        super().__init__("worker", ["worker"], folder, self.env)
+        self.wait_until_ready()
+
+    def wait_until_ready(self, timeout_s: float = 30) -> None:
+        def ready() -> bool:
+            if self.popen.poll() is not None:
+                raise AssertionError(f"the worker ended with {self.popen.returncode}: {self.said()[-2000:]}")
+            try:
+                return self.get("/health/ready")[0] == 200
+            except urllib.error.URLError:
+                return False
+
+        wait_for(ready, timeout_s, self.said)
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return call("GET", self.url + path)
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        return call("POST", self.url + path, body)
+
+    def events(self, queue_id: str | None = None) -> list[dict[str, Any]]:
+        """Every event on the topic, in order."""
+        records = LogReader(self.folder / "log.db").records("queue-events")
+        events = [json.loads(record.value or b"{}") for record in records]
+        return [event for event in events if queue_id is None or event.get("queue_id") == queue_id]
+
+    def wait_for_end(self, queue_id: str, timeout_s: float = 60) -> dict[str, Any]:
+        """The run's last word."""
+        found: list[dict[str, Any]] = []
+
+        def ended() -> bool:
+            found[:] = [e for e in self.events(queue_id) if e.get("target") == "queue-manager" and e["finished"]]
+            return bool(found)
+
+        wait_for(ended, timeout_s, self.said)
+        return found[-1]
+
+
+def call(method: str, url: str, body: Any = None) -> tuple[int, Any]:
+    """Status and decoded body of a JSON call."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text, status = answer.read(), answer.status
+    except urllib.error.HTTPError as error:
+        text, status = error.read(), error.code
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, text.decode(errors="replace")
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float, explain: Callable[[], str] = lambda: "") -> None:
+    """Until the condition holds; what another process does can only be looked at."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, f"not within {timeout_s} s\n{explain()[-3000:]}"
+        time.sleep(POLL_S)
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Start workers; whatever still runs at the end of the test is killed."""
+    started: list[Worker] = []
+
+    def start(exchange_url: str = "", **env: str) -> Worker:
+        started.append(Worker(tmp_path, exchange_url, **env))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture
+def start_exchange(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start simulated exchanges; gives their addresses."""
+    started: list[Process] = []
+
+    def start(*arguments: str) -> str:
+        port = free_port()
+        exchange = Process(f"exchange-{port}", ["exchange", "--port", str(port), *arguments], tmp_path, {})
+        started.append(exchange)
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert exchange.popen.poll() is None, exchange.said()
+            try:
+                return call("GET", f"{url}/api/v3/ping")[0] == 200
+            except urllib.error.URLError:
+                return False
+
+        wait_for(answers, 30, exchange.said)
+        return url
+
+    yield start
+    for exchange in started:
+        exchange.kill()

@@ -1,0 +1,143 @@
+"""The control plane of a real worker, asked as any client would: by JSON on the topic, or by HTTP."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from adapters.embedded_log.log import leave_in_inbox
+from adapters.embedded_log.reader import LogReader
+
+Start = Callable[..., Any]
+DUMMY = {"target": "dummy-service", "type": "simulate"}
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
+    until = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.02)
+    return found
+
+
+def start_dummy(worker: Any, queue_id: str, **payload: float) -> None:
+    status, answer = worker.post(
+        "/queues/start", {"command": "start", "queue_id": queue_id, "requests": [DUMMY | {"payload": payload}]}
+    )
+    assert (status, answer["queue_id"]) == (202, queue_id)
+    wait_until(lambda: [e for e in worker.events(queue_id) if e.get("event") == "started"])
+
+
+def pongs(worker: Any, queue_id: str) -> list[dict[str, Any]]:
+    return [e for e in worker.events(queue_id) if e["event"] == "pong"]
+
+
+def test_a_step_starts_reports_and_ends_with_exactly_one_word(start_worker: Start) -> None:
+    worker = start_worker()
+    start_dummy(worker, "d", seconds=1.2)
+    assert worker.wait_for_end("d")["status"] == "finished"
+    words = [e["status"] for e in worker.events("d") if e["target"] == "dummy-service"]
+    assert words[0] == "started"
+    assert set(words[1:-1]) == {"loading"}
+    assert words[-1] == "finished"
+
+
+def test_a_ping_gets_exactly_one_pong_within_a_second(start_worker: Start) -> None:
+    worker = start_worker()
+    start_dummy(worker, "d")
+    for number in range(5):
+        asked = time.monotonic()
+        assert worker.post("/commands", {"command": "ping", "queue_id": "d", "sent_at": number})[0] == 202
+        wait_until(lambda: len(pongs(worker, "d")) > number, 1.0)  # noqa: B023 -- awaited within this turn
+        assert time.monotonic() - asked < 1.0
+    assert [p["ping_ts"] for p in pongs(worker, "d")] == list(range(5))
+    assert {type(p["ponged_at"]) for p in pongs(worker, "d")} == {float}
+
+
+def test_stop_ends_the_work_within_five_seconds_as_interrupted(start_worker: Start) -> None:
+    worker = start_worker()
+    start_dummy(worker, "d")
+    asked = time.monotonic()
+    assert worker.post("/queues/stop", {"queue_id": "d"})[0] == 202
+    assert worker.wait_for_end("d", 5)["status"] == "interrupted"
+    assert time.monotonic() - asked < 5
+    assert worker.get("/queues/d")[1]["state"] == "interrupted"
+
+
+def test_every_live_run_is_addressed_by_a_star(start_worker: Start) -> None:
+    worker = start_worker()
+    for name in ("a", "b"):
+        start_dummy(worker, name)
+    worker.post("/commands", {"command": "ping", "queue_id": "*", "sent_at": 1.0})
+    wait_until(lambda: len(pongs(worker, "a")) == len(pongs(worker, "b")) == 1)
+    worker.post("/queues/stop", {"queue_id": "all"})
+    assert {worker.wait_for_end(name)["status"] for name in ("a", "b")} == {"interrupted"}
+
+
+def test_an_active_step_is_heard_of_at_least_every_five_seconds(start_worker: Start) -> None:
+    worker = start_worker()
+    start_dummy(worker, "d")
+    wait_until(lambda: len([e for e in worker.events("d") if e["event"] == "loading"]) >= 2, 12)
+    times = [e["timestamp"] for e in worker.events("d") if e["target"] == "dummy-service"]
+    assert max(b - a for a, b in itertools.pairwise(times)) < 5
+
+
+def test_a_failing_step_ends_its_run_in_error(start_worker: Start) -> None:
+    worker = start_worker()
+    start_dummy(worker, "d")
+    worker.post("/commands", {"command": "fail-after", "queue_id": "d", "payload": {"seconds": 0.1}})
+    end = worker.wait_for_end("d")
+    assert end["status"] == "error"
+    assert "failed after" in end["error_message"]
+
+
+def test_the_same_queue_id_twice_is_the_same_run(start_worker: Start) -> None:
+    worker = start_worker()
+    start_dummy(worker, "d")
+    worker.post("/queues/start", {"command": "start", "queue_id": "d", "requests": [DUMMY]})
+    wait_until(lambda: len([e for e in worker.events("d") if e.get("status") == "accepted"]) == 2)
+    assert len([e for e in worker.events("d") if e.get("status") == "started"]) == 1
+
+
+@pytest.mark.parametrize("value", [b"[1]", b"nonsense", b"null", b""])
+def test_what_is_no_command_is_put_aside_and_the_next_good_one_answered(start_worker: Start, value: bytes) -> None:
+    worker = start_worker()
+    log = worker.folder / "log.db"
+    leave_in_inbox(log, "queue-control", None, value)
+    leave_in_inbox(log, "queue-control", None, b'{"command":"stop","queue_id":"nobody"}')
+    wait_until(lambda: [e for e in worker.events("nobody") if e["event"] == "rejected"], 2)
+    [record] = list(LogReader(log).records("dead-letters"))
+    assert (record.value or b"") == value
+    headers = dict(record.headers)
+    assert (headers["topic"], headers["offset"]) == (b"queue-control", b"0")
+    assert headers["reason"]
+
+
+def test_a_command_left_while_no_worker_runs_is_done_by_the_next_one(start_worker: Start) -> None:
+    worker = start_worker()
+    worker.stop()
+    command = b'{"command":"start","queue_id":"later","requests":[{"target":"dummy-service","type":"simulate","payload":{"seconds":0.1}}]}'
+    leave_in_inbox(worker.folder / "log.db", "queue-control", None, command)
+    worker = start_worker()
+    assert worker.wait_for_end("later")["status"] == "finished"
+
+
+def test_a_killed_worker_goes_on_with_its_runs(start_worker: Start) -> None:
+    worker = start_worker()
+    start_dummy(worker, "d")
+    worker.kill()
+    worker = start_worker()
+    worker.post("/commands", {"command": "simulate-loading", "queue_id": "d", "payload": {"seconds": 0.2}})
+    assert worker.wait_for_end("d")["status"] == "finished"
+
+
+def test_a_second_worker_on_the_same_log_gets_one_line(start_worker: Start) -> None:
+    first = start_worker()
+    second = type(first).__mro__[1]("second", ["worker"], first.folder, {**first.env, "WEB_PORT": "1"})
+    assert second.popen.wait(30) == 3
+    assert len(second.said().strip().splitlines()) == 1
+    assert first.get("/health/ready")[0] == 200
