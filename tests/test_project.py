@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -311,6 +313,30 @@ def test_every_target_is_explained_by_make_help() -> None:
     [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert set(phony.split()) == make_targets() == set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert all(f"make {target}" in run("make", "--no-print-directory", "help").stdout for target in make_targets())
+
+
+def command_line() -> dict[str, set[str]]:
+    """Each command of `python -m app` with its options."""
+    from app.cli import app  # late: it is the one part of the application that these tests run
+
+    group: Any = typer.main.get_command(app)
+    return {name: {opt for param in command.params for opt in param.opts} for name, command in group.commands.items()}
+
+
+def test_every_command_that_make_runs_takes_what_make_hands_on() -> None:
+    called = re.findall(r"-m app (\w+)(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {name for name, _ in called} == {"demo", "flow"}
+    assert all(set(re.findall(r"--\w+", options)) <= command_line()[name] for name, options in called)
+
+
+def test_make_demo_hands_its_settings_on() -> None:
+    printed = run("make", "-n", "demo", "DATA=a folder", "KEEP=1", "FRESH=1").stdout
+    assert shlex.split(printed.splitlines()[-1])[3:] == ["demo", "--data", "a folder", "--keep", "--fresh"]
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    named = set(re.findall(r"python -m app ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert named <= set(command_line())
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
