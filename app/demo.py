@@ -1,0 +1,382 @@
+"""`python -m app demo`: a month through every stage, beside nothing: exchange, worker, one command, a report.
+
+The simulated exchange and the worker are child processes that end with this one, however it ends. Each source has a
+folder of its own under DATA_DIR/demo, so generated and recorded data never mix, and a run id made of source and range:
+the second time the same run is shown, and an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from rich.console import Console
+
+from adapters.embedded_log.file import owner_pid
+from app.client import TERMINAL, Worker
+from app.config import settings
+from app.errors import LogInUse, RunFailed, SetupRefused, StreamForgeError, UnknownRun, WorkerUnreachable
+from app.pipelines import Stages, usual
+from app.progress import shown as shown_on
+from app.run_worker import check_address
+
+Json = dict[str, Any]
+
+SEED = 1
+SYMBOL, INTERVAL, RANGE = "BTCUSDT", "5m", "2025-08-20:2025-09-19"  # generated: 8,640 candles of 5 minutes
+READY_WITHIN_S = 120.0
+ANSWER_WITHIN_S = 30.0
+STOP_WITHIN_S = 15.0
+POLL_S = 0.25
+DEMO_MARK = ".streamforge-demo"  # only a folder with this file in it is ever removed by FRESH=1
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller asked for."""
+
+    data: Path | None = None
+    keep: bool = False
+    fresh: bool = False
+    time_range: str = ""
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a demo leaves behind: the run's id and state, where it lies, where its page was."""
+
+    queue_id: str
+    state: str
+    folder: Path
+    page: str
+    seconds: float
+    known_before: bool
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: everything is stopped in order, and the next time the run goes on."""
+
+
+def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
+    """Run to the report, which `after` prints; it answers whether the coverage is whole.
+
+    Raises SetupRefused, LogInUse (the demo of this source is running), RunFailed, Interrupted.
+    """
+    if settings().kafka_bootstrap_servers:
+        raise SetupRefused("KAFKA_BOOTSTRAP_SERVERS: the demo runs on the embedded log; unset it for the demo")
+    folder = prepare_folder(wish)
+    with _interrupts_raise(), _Children(folder) as children:
+        began_s = time.monotonic()
+        exchange_url = children.start_exchange(wish.data)
+        command = compose(wish, _get_json(f"{exchange_url}/sim/catalog"), console)
+        worker = children.start_worker(exchange_url)
+        known = _state_of(worker, command["queue_id"]) == "finished"
+        console.print(f"run {command['queue_id']} in {folder}", highlight=False, soft_wrap=True)
+        if known:
+            console.print("this run is finished already: nothing to do (FRESH=1 starts over)", highlight=False)
+        else:
+            start_and_follow(worker, command, console, children.check)
+        state = _state_of(worker, command["queue_id"]) or "unknown"
+        shown = Shown(command["queue_id"], state, folder, worker.url, time.monotonic() - began_s, known)
+        whole = after(shown)
+        if state != "finished" or not whole:
+            raise RunFailed(_why(worker, command["queue_id"], state))
+        if wish.keep:
+            _stay(worker.url, console, children.check)
+
+
+def prepare_folder(wish: Wish) -> Path:
+    """The source's own folder. Raises LogInUse when a demo is at work in it."""
+    folder = (settings().data_dir / "demo" / source_name(wish.data)).resolve()
+    if pid := owner_pid(folder / "log.db"):
+        raise LogInUse(f"the demo in {folder} is running already (process {pid}): stop it with Ctrl-C where it runs")
+    if wish.fresh and (folder / DEMO_MARK).exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DEMO_MARK).touch()
+    return folder
+
+
+def source_name(data: Path | None) -> str:
+    """`generated`, or the recorded folder's name with a mark of its whole path."""
+    if data is None:
+        return "generated"
+    if not data.is_dir():
+        raise SetupRefused(f"DATA: {data} is not a folder; give one with recorded files in the exchange's own formats")
+    path = str(data.resolve())
+    name = re.sub(r"[^a-z0-9]+", "-", data.resolve().name.lower()).strip("-")
+    return f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def compose(wish: Wish, catalog: Json, console: Console) -> Json:
+    """The one `start` command, of what the exchange has; what it lacks is left out and said, never invented.
+
+    Raises SetupRefused when there are no candles to begin with.
+    """
+    if catalog["source"] == "generated":
+        symbol, interval, time_range, trades = SYMBOL, INTERVAL, wish.time_range or RANGE, True
+    else:
+        symbol, interval, time_range, trades = choose(catalog, wish.time_range)
+        for name, why in catalog.get("left_out", {}).items():
+            console.print(f"left out: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
+        if not trades:
+            console.print(
+                f"the folder has no trades of {symbol} for {time_range}: their steps are left out", highlight=False
+            )
+    queue_id = f"demo-{source_name(wish.data)}-{symbol}-{interval}-{time_range}".lower()
+    return usual(
+        symbol, time_range, interval, Stages(trades=trades), epochs=wish.epochs,
+        queue_id=re.sub(r"[^a-z0-9]+", "-", queue_id).strip("-"),
+    )  # fmt: skip
+
+
+def choose(catalog: Json, asked_range: str = "") -> tuple[str, str, str, bool]:
+    """Symbol, interval, range and whether there are trades of all of it, out of what a recorded folder has.
+
+    BTCUSDT if it is there, else the symbol with most candles; 5m if it is there, else the finest.
+    """
+    from models.market import INTERVAL_MS  # numpy: only for a recorded folder
+
+    candles = [s for s in catalog["streams"] if s["channel"].startswith("candles_")]
+    if not candles:
+        raise SetupRefused("DATA: the folder holds no candles that can be served; see `python -m app exchange --help`")
+    by_symbol: dict[str, int] = {}
+    for stream in candles:
+        by_symbol[stream["symbol"]] = by_symbol.get(stream["symbol"], 0) + (stream["rows"] or 0)
+    symbol = SYMBOL if SYMBOL in by_symbol else max(sorted(by_symbol), key=by_symbol.__getitem__)
+    intervals = {s["channel"].removeprefix("candles_"): s for s in candles if s["symbol"] == symbol}
+    interval = INTERVAL if INTERVAL in intervals else min(intervals, key=INTERVAL_MS.__getitem__)
+    start, end = intervals[interval]["start_ms"], intervals[interval]["end_ms"]
+    trades = any(
+        s["channel"] == "trades" and s["symbol"] == symbol and s["start_ms"] <= start and end <= s["end_ms"]
+        for s in catalog["streams"]
+    )
+    return symbol, interval, asked_range or f"{_iso(start)}:{_iso(end)}", trades
+
+
+def start_and_follow(worker: Worker, command: Json, console: Console, check: Callable[[], None]) -> None:
+    """Send the command, wait for its answer, show the steps until the run has ended. Raises RunFailed."""
+    queue_id = command["queue_id"]
+    seen = _last_event(worker, queue_id)
+    worker.start(command)
+    _await_answer(worker, queue_id, seen, check)
+    with shown_on(console) as update:
+        while True:
+            check()
+            state = worker.run(queue_id)
+            update(state)
+            if state["state"] in TERMINAL:
+                return
+            time.sleep(POLL_S)
+
+
+def _last_event(worker: Worker, queue_id: str) -> int:
+    """Offset of the newest event of a run, so that an older answer is not taken for a new one; -1: none."""
+    last = -1
+    with suppress(UnknownRun):
+        while events := worker.events(queue_id, after=last):
+            last = events[-1]["offset"]
+    return last
+
+
+def _await_answer(worker: Worker, queue_id: str, after: int, check: Callable[[], None]) -> None:
+    give_up_s = time.monotonic() + ANSWER_WITHIN_S
+    while time.monotonic() < give_up_s:
+        check()
+        with suppress(UnknownRun):
+            for event in worker.events(queue_id, after=after):
+                after = event["offset"]
+                if event["event"] == "accepted":
+                    return
+                if event["event"] == "rejected":
+                    raise RunFailed(
+                        f"the worker rejected the run: {event.get('error_message') or event.get('message')}"
+                    )
+        time.sleep(POLL_S / 2)
+    raise RunFailed(f"the worker did not answer within {ANSWER_WITHIN_S:g} s: see worker.log")
+
+
+def _state_of(worker: Worker, queue_id: str) -> str | None:
+    try:
+        return str(worker.run(queue_id)["state"])
+    except UnknownRun:
+        return None
+
+
+def _why(worker: Worker, queue_id: str, state: str) -> str:
+    """One sentence of what went wrong in a run."""
+    failed = [step for step in worker.run(queue_id)["steps"] if step["state"] == "error"]
+    if failed:
+        return f"run {queue_id} ended in {state}: {failed[0]['target']} {failed[0]['type']}: {failed[0]['error']}"
+    if state == "finished":
+        return f"run {queue_id} is finished, but its coverage has holes: `python -m app coverage` lists them"
+    return f"run {queue_id} ended as {state}; run the demo again to go on"
+
+
+def _stay(page: str, console: Console, check: Callable[[], None]) -> None:
+    """Until Ctrl-C. That ends a kept demo the way it is meant to, so it is no error."""
+    console.print(f"\nThe page is at {page}/ ; Ctrl-C ends it.", highlight=False)
+    with suppress(Interrupted):
+        while True:
+            check()
+            time.sleep(0.5)
+
+
+# --- the children -----------------------------------------------------------------------------------------------------
+
+
+class _Children:
+    """The exchange and the worker as processes of their own, their words in files of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The worker first, so that it never meets an exchange that has gone."""
+        for _name, child, _log in reversed(self._running):
+            if child.poll() is None:
+                child.terminate()
+                try:
+                    child.wait(STOP_WITHIN_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+        for file in self._files:
+            file.close()
+
+    def start_exchange(self, data: Path | None) -> str:
+        """Its address, once it answers."""
+        arguments = ["exchange", "--port", "0", "--seed", str(SEED)]
+        arguments += ["--data", str(data.resolve())] if data else []
+        child = self._start("exchange", arguments, {}, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        self._files.append(child.stdout)
+        ready = json.loads(self._first_line(child.stdout) or "{}")
+        if "url" not in ready:
+            self.check()
+            raise RunFailed(f"the simulated exchange did not start within {READY_WITHIN_S:g} s: see exchange.log")
+        return str(ready["url"])
+
+    def start_worker(self, exchange_url: str) -> Worker:
+        """A client of it, once its tables are recovered."""
+        port = free_port(settings().web_port)
+        own = {
+            "DATA_DIR": str(self._folder), "STORE_URL": f"sqlite:///{self._folder / 'store.db'}",
+            "BINANCE_API_URL": exchange_url, "WEB_BIND": "127.0.0.1", "WEB_PORT": str(port),
+        }  # fmt: skip
+        self._start("worker", ["worker"], own)
+        token = settings().api_token
+        worker = Worker(f"http://127.0.0.1:{port}", token.get_secret_value() if token else None)
+        give_up_s = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < give_up_s:
+            self.check()
+            with suppress(WorkerUnreachable):
+                if worker.ready():
+                    return worker
+            time.sleep(0.1)
+        raise RunFailed(f"the worker was not ready within {READY_WITHIN_S:g} s: see {self._folder / 'worker.log'}")
+
+    def check(self) -> None:
+        """Raises RunFailed when a child has gone."""
+        for name, child, log in self._running:
+            if (code := child.poll()) is not None:
+                raise RunFailed(f"the {name} ended with exit code {code}: {_last_line(log)} (all of it: {log})")
+
+    def _start(
+        self, name: str, arguments: list[str], own: dict[str, str], stdout: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        log = self._folder / f"{name}.log"
+        file = log.open("wb")
+        self._files.append(file)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "app", *arguments, "--end-with", str(os.getpid())],
+            cwd=Path(__file__).parent.parent, env={**os.environ, **own},  # noqa: TID251 (handed on, not read)
+            stdin=subprocess.DEVNULL, stdout=file if stdout is None else stdout, stderr=file,
+            start_new_session=True,  # Ctrl-C is for this process; it ends the others in order
+        )  # fmt: skip
+        self._running.append((name, child, log))
+        return child
+
+    def _first_line(self, stream: IO[bytes]) -> bytes:
+        give_up_s = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < give_up_s:
+            if select.select([stream], [], [], 0.2)[0]:
+                return stream.readline()
+            self.check()
+        return b""
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` when nothing listens there, else any free one."""
+    with suppress(SetupRefused):
+        check_address("127.0.0.1", wanted)
+        return wanted
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _interrupts_raise() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted once; while things are being stopped they change nothing."""
+    raised = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal raised
+        if not raised:
+            raised = True
+            raise Interrupted("interrupted; the same command goes on where this stopped")
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _get_json(url: str) -> Json:
+    try:
+        with urllib.request.urlopen(url, timeout=READY_WITHIN_S) as answer:
+            found: Json = json.load(answer)
+            return found
+    except OSError as error:
+        raise StreamForgeError(f"the simulated exchange does not answer at {url}: {error}") from error
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _iso(ms: int) -> str:
+    """`2025-08-20`, or with the time of day where it is not midnight."""
+    text = datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return text.removesuffix("T00:00:00")

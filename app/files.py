@@ -1,0 +1,78 @@
+"""What a run left in the store and the log, read by another process: the answers a worker would give, without one.
+
+Read-only, short reads; safe beside a running worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from adapters.stores.base import Store
+from app import report
+from app.config import settings
+from app.errors import WorkerUnreachable
+from app.outside import VENUE, coverage_of, reading_store
+from models.control import Workflow
+
+Json = dict[str, Any]
+
+
+@contextmanager
+def open_store() -> Iterator[Store]:
+    """The store read-only. Raises WorkerUnreachable where there is none: then only a worker could answer."""
+    path = settings().store_path
+    if not path.exists():
+        raise WorkerUnreachable(
+            f"no worker answers at {settings().web_url} and there is no store at {path}: start one with "
+            "`python -m app worker`, or set DATA_DIR"
+        )
+    store = reading_store()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+class Files:
+    """The reading calls of `app.client.Worker`, answered from the files. Raises UnknownRun, WorkerUnreachable."""
+
+    def runs(self) -> list[Json]:
+        with open_store() as store:
+            return [_describe(run) for run in report.read_runs(store)]
+
+    def run(self, queue_id: str) -> Json:
+        with open_store() as store:
+            return _describe(report.read_run(store, queue_id))
+
+    def events(self, queue_id: str, after: int = -1) -> list[Json]:
+        with open_store() as store:
+            report.read_run(store, queue_id)
+            return report.read_events(store, queue_id, after)
+
+    def report(self, queue_id: str) -> Json:
+        with open_store() as store:
+            return report.run_report(store, queue_id)
+
+    def coverage(self) -> list[Json]:
+        """Every stream's ledger."""
+        with open_store() as store:
+            if "coverage" not in store.collections():
+                return []
+            keys = [
+                key for batch in store.scan("coverage", columns=["_key"]) for key in batch.column("_key").to_pylist()
+            ]
+            found = [document for document in store.get("coverage", keys) if document]
+        return [
+            {"stream": f"{VENUE}:{d['symbol']}:{d['channel']}", **msgspec.to_builtins(coverage_of(d))} for d in found
+        ]
+
+
+def _describe(run: Workflow) -> Json:
+    shown: Json = msgspec.to_builtins(run)
+    del shown["at"]
+    done = [1.0 if step.state == "finished" else step.progress or 0.0 for step in run.steps]
+    return {**shown, "live": run.live, "progress": round(sum(done) / len(done), 4) if done else 0.0}
