@@ -101,14 +101,15 @@ class Scaler:
 def minimum_candles(horizon_bars: int) -> int:
     """How many candles without a gap every label can be trained on: the warm-up and three parts after the purge."""
     purged = horizon_bars + 2
-    needed = (MIN_TRAIN + MEDIAN_MIN_BARS + 2 * purged, MIN_VALIDATION + purged, MIN_TEST + purged)
+    late = max(MEDIAN_MIN_BARS + purged - WARM_UP_BARS, 0)  # bars after the warm-up without a volatility median
+    needed = (MIN_TRAIN + late + purged, MIN_VALIDATION + purged, MIN_TEST + purged)
     return WARM_UP_BARS + max(int(np.ceil(n / share)) for n, share in zip(needed, SINGLE_FOLD_SHARES, strict=True)) + 2
 
 
 def folds_of(graph: CandleGraph) -> list[Fold]:
     """Walk-forward folds when the range holds at least three of them, otherwise one chronological split."""
     asked = graph.ts[graph.ready] + graph.spec.interval_ms
-    first, end = int(asked[0]), int(asked[-1]) + 1
+    first, end = int(asked[0]), int(asked[-1]) + graph.spec.interval_ms
     train, validation, test = (days * DAY_MS for days in (TRAIN_DAYS, VALIDATION_DAYS, TEST_DAYS))
     starts = range(first, end - train - validation - test + 1, test)
     if len(starts) >= FOLDS_FOR_A_VERDICT:

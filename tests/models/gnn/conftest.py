@@ -1,4 +1,4 @@
-"""Synthetic candles for the learning tests: volatility that clusters, volume that follows it, no signal in direction."""
+"""Synthetic candles for the learning tests: volatility clusters, volume follows it, direction holds no signal."""
 
 from __future__ import annotations
 

@@ -11,8 +11,22 @@ from hypothesis import strategies as st
 from app.errors import RunFailed
 from models.gnn.features import WARM_UP_BARS
 from models.gnn.graph import (
-    EDGE_KINDS, LAG, VISIBILITY, CandleGraph, GraphSpec, build_graph, check_causal, data_hash, edge_columns, ego_graph,
-    graph_from_columns, lag_edges, meta_document, random_past_edges, vertex_columns, visibility_edges,
+    EDGE_KINDS,
+    LAG,
+    VISIBILITY,
+    CandleGraph,
+    GraphSpec,
+    build_graph,
+    check_causal,
+    data_hash,
+    edge_columns,
+    ego_graph,
+    graph_from_columns,
+    lag_edges,
+    meta_document,
+    random_past_edges,
+    vertex_columns,
+    visibility_edges,
 )  # fmt: skip
 
 LAST = 900
