@@ -1,0 +1,315 @@
+"""Rows of Binance's klines and aggTrades: a page's bytes --> columns, what is unreadable and what is not there.
+
+A page is read in one pass into typed structs and numpy columns (over a million trades a second); only a page with a
+bad row is read row by row. Fields nobody has heard of are ignored, times come in ms or us, decimals as strings.
+Promise: every readable row comes out once and in order, every unreadable one with its bytes and the reason, and a
+hole is named, never closed. Shapes: every column (rows,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from adapters.exchanges.base import Parsed, Rejected
+from app.errors import ExchangeError
+from models.market import Array, PageInfo, Span
+from models.spans import clip, subtract, union
+
+Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+_MICROSECONDS = 100_000_000_000_000  # times from here on are microseconds
+_QUOTE_PLACES = 8  # decimals of quote sizes: the exchange's own precision, and exact in float64 up to 9e7
+
+
+class _AggTrade(msgspec.Struct, gc=False):
+    id: int = msgspec.field(name="a")
+    price: float = msgspec.field(name="p")
+    size: float = msgspec.field(name="q")
+    first: int = msgspec.field(name="f")
+    last: int = msgspec.field(name="l")
+    ts: int = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+
+
+class _Kline(msgspec.Struct, array_like=True, gc=False):
+    ts: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    close_ts: int
+    quote_volume: float
+    trades: int
+    taker_buy_volume: float
+    taker_buy_quote_volume: float
+
+
+# strict=False reads the exchange's decimal strings as numbers, in one pass and correctly rounded.
+_trades = msgspec.json.Decoder(list[_AggTrade], strict=False)
+_trade = msgspec.json.Decoder(_AggTrade, strict=False)
+_klines = msgspec.json.Decoder(list[_Kline], strict=False)
+_kline = msgspec.json.Decoder(_Kline, strict=False)
+_raw_rows = msgspec.json.Decoder(list[msgspec.Raw])
+
+_Gap = tuple[int | None, int]  # [start_ms, end_ms); None: since the page's own start
+
+
+@dataclass(frozen=True)
+class Defects:
+    """Spans a page of trades does not hold, their neighbours' milliseconds included."""
+
+    missing: list[_Gap]  # unreadable rows
+    jumps: list[_Gap]  # ids that are not there
+
+    def touch(self, ts_ms: int) -> bool:
+        """Whether the millisecond is one of a defect's far edges."""
+        return any(after == ts_ms + 1 for _, after in (*self.missing, *self.jumps))
+
+
+def defects(read: Read, first_id: int | None) -> Defects:
+    """Where rows lack in front of, or between, readable rows."""
+    ids, ts = read.columns["id"], read.columns["ts_ms"]
+    lost = np.diff(ids, prepend=ids[:1] - 1 if first_id is None else first_id - 1) - 1
+    bad = np.bincount([before for before, _ in read.rejected], minlength=len(ids) + 1)[: len(ids)]
+
+    def spans(gaps: Ints) -> list[_Gap]:
+        return [(int(ts[gap - 1]) if gap else None, int(ts[gap]) + 1) for gap in gaps]
+
+    return Defects(missing=spans(np.flatnonzero(bad)), jumps=spans(np.flatnonzero(lost > bad)))
+
+
+@dataclass(frozen=True)
+class Read:
+    """A page's readable rows as columns in order of key, each once, and its unreadable ones.
+
+    `rejected`: (number of readable rows in front of it, row).
+    """
+
+    columns: dict[str, Array]
+    rejected: list[tuple[int, Rejected]] = field(default_factory=list)
+
+    @staticmethod
+    def nothing(fields: Mapping[str, str]) -> Read:
+        return Read({name: np.empty(0, dtype) for name, dtype in fields.items()})
+
+    def __len__(self) -> int:
+        return len(self.columns[next(iter(self.columns))])
+
+    @property
+    def rows(self) -> int:
+        """Readable or not."""
+        return len(self) + len(self.rejected)
+
+    def since(self, key: int) -> Read:
+        """Without the rows before `key`: an exchange may repeat the last row of the page before."""
+        keys = self.columns[next(iter(self.columns))]
+        first = int(np.searchsorted(keys, key))
+        if first == 0:
+            return self
+        kept = {name: column[first:] for name, column in self.columns.items()}
+        return Read(kept, [(before - first, row) for before, row in self.rejected if before >= first])
+
+
+TRADE_FIELDS = {
+    "id": "<i8", "ts_ms": "<i8", "price": "<f8", "size": "<f8", "first": "<i8", "last": "<i8", "buyer_is_maker": "|b1",
+}  # fmt: skip
+CANDLE_FIELDS = {
+    "ts": "<i8", "open": "<f8", "high": "<f8", "low": "<f8", "close": "<f8", "volume": "<f8", "quote_volume": "<f8",
+    "trades": "<i8", "taker_buy_volume": "<f8", "taker_buy_quote_volume": "<f8",
+}  # fmt: skip
+
+
+def read_trades(body: bytes) -> Read:
+    """Raises ExchangeError when the body is no JSON list."""
+    try:
+        return _trade_columns(_trades.decode(body), [])
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        return _trade_columns(*_row_by_row(body, _trade, lambda row: _trade_columns([row], [])))
+
+
+def read_klines(body: bytes) -> Read:
+    """Raises ExchangeError when the body is no JSON list."""
+    try:
+        return _candle_columns(_klines.decode(body), [])
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        return _candle_columns(*_row_by_row(body, _kline, lambda row: _candle_columns([row], [])))
+
+
+def _row_by_row(
+    body: bytes, decoder: msgspec.json.Decoder[T], check: Callable[[T], object]
+) -> tuple[list[T], list[tuple[int, Rejected]]]:
+    """The slow way, for a page with a bad row: the bad ones are put aside, the others go on."""
+    try:
+        raw_rows = _raw_rows.decode(body)
+    except msgspec.DecodeError as error:
+        raise ExchangeError(f"the answer is no JSON list: {error}") from error
+    rows: list[T] = []
+    rejected: list[tuple[int, Rejected]] = []
+    for raw in raw_rows:
+        try:
+            row = decoder.decode(raw)
+            check(row)
+            rows.append(row)
+        except (msgspec.DecodeError, ValueError, OverflowError) as error:
+            rejected.append((len(rows), Rejected(bytes(raw), str(error))))
+    return rows, rejected
+
+
+def _trade_columns(rows: list[_AggTrade], rejected: list[tuple[int, Rejected]]) -> Read:
+    """Raises ValueError when a number makes no sense."""
+    columns: dict[str, Array] = {
+        "id": np.array([row.id for row in rows], np.int64),
+        "ts_ms": _all_milliseconds([row.ts for row in rows]),
+        "price": np.array([row.price for row in rows], np.float64),
+        "size": np.array([row.size for row in rows], np.float64),
+        "first": np.array([row.first for row in rows], np.int64),
+        "last": np.array([row.last for row in rows], np.int64),
+        "buyer_is_maker": np.array([row.buyer_is_maker for row in rows], np.bool_),
+    }
+    _must_be_positive(columns, ("price",))
+    _must_be_finite(columns, ("size",))
+    if (columns["last"] < columns["first"]).any():
+        raise ValueError("a trade ends before it begins (l < f)")
+    return _in_order(columns, rejected)
+
+
+def _candle_columns(rows: list[_Kline], rejected: list[tuple[int, Rejected]]) -> Read:
+    """Raises ValueError when a number makes no sense."""
+    floats = ("open", "high", "low", "close", "volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume")
+    columns = {
+        "ts": _all_milliseconds([row.ts for row in rows]),
+        "trades": np.array([row.trades for row in rows], np.int64),
+        **{name: np.array([getattr(row, name) for row in rows], np.float64) for name in floats},
+    }
+    _must_be_positive(columns, ("open", "high", "low", "close"))
+    _must_be_finite(columns, ("volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume"))
+    if (columns["high"] < columns["low"]).any():
+        raise ValueError("a candle's high lies below its low")
+    return _in_order({name: columns[name] for name in CANDLE_FIELDS}, rejected)
+
+
+def _must_be_positive(columns: Mapping[str, Array], names: Sequence[str]) -> None:
+    for name in names:
+        if not ((columns[name] > 0) & np.isfinite(columns[name])).all():
+            raise ValueError(f"{name} is no positive number")
+
+
+def _must_be_finite(columns: Mapping[str, Array], names: Sequence[str]) -> None:
+    for name in names:
+        if not ((columns[name] >= 0) & np.isfinite(columns[name])).all():
+            raise ValueError(f"{name} is negative or no number")
+
+
+def _in_order(columns: dict[str, Array], rejected: list[tuple[int, Rejected]]) -> Read:
+    """Sorted by the first column, each key once: the last row of a key wins."""
+    keys = columns[next(iter(columns))]
+    if len(keys) < 2 or (np.diff(keys) > 0).all():
+        return Read(columns, rejected)
+    order = np.argsort(keys, kind="stable")
+    order = order[np.append(np.diff(keys[order]) > 0, True)]
+    behind = np.searchsorted(keys[order], keys, side="right")  # of each row: its place in the sorted page, plus one
+    places = [(int(behind[before - 1]) if before else 0, row) for before, row in rejected]
+    return Read({name: column[order] for name, column in columns.items()}, sorted(places, key=lambda place: place[0]))
+
+
+def parse_trades(info: PageInfo, body: bytes) -> Parsed:
+    """Quote sizes are price times size, rounded to eight places. Raises ExchangeError when the body is no JSON list."""
+    read = read_trades(body)
+    if info.first_id is not None:
+        read = read.since(info.first_id)
+    asked_start, asked_end = info.asked or info.covers
+    start, end = info.covers
+    columns, rejected = read.columns, read.rejected
+    ts = columns["ts_ms"]
+    if len(read) and end < asked_end:  # the next page begins with unreadable rows behind the last readable one
+        rejected = [(before, row) for before, row in rejected if before < len(read)]
+    rejected = [(before, row) for before, row in rejected if before == 0 or ts[before - 1] < asked_end]
+    found = defects(read, info.first_id)
+    missing = [(start if a is None else a, b) for a, b in found.missing]
+    if any(before == len(read) for before, _ in rejected):
+        missing.append((int(ts[-1]) if len(read) else start, end))
+    jumps = [(start if a is None else a, b) for a, b in found.jumps]
+    inside = (ts >= asked_start) & (ts < asked_end)
+    if not inside.all():
+        columns = {name: column[inside] for name, column in columns.items()}
+    return Parsed(
+        columns={
+            "id": columns["id"],
+            "ts_ms": columns["ts_ms"],
+            "price": columns["price"],
+            "size": columns["size"],
+            "quote_size": np.round(columns["price"] * columns["size"], _QUOTE_PLACES),
+            "buyer_is_maker": columns["buyer_is_maker"],
+            "trades": columns["last"] - columns["first"] + 1,
+        },
+        rejected=[row for _, row in rejected],
+        missing=tuple(clip(missing, start, end)),
+        unrecoverable=tuple(clip(union(jumps, info.unrecoverable), start, end)),
+    )
+
+
+def parse_candles(info: PageInfo, body: bytes, step_ms: int) -> Parsed:
+    """Rows that open inside `info.covers`, times as the exchange gave them, off its grid or not.
+
+    Raises ExchangeError when the body is no JSON list.
+    """
+    read = read_klines(body)
+    start, end = info.covers
+    ts = read.columns["ts"]
+    inside = (ts >= start) & (ts < end)
+    columns = {name: column[inside] for name, column in read.columns.items()}
+    holes = grid_holes(ts, info.covers, step_ms)
+    edges = np.concatenate([[start], ts, [end]])
+    torn = [(int(edges[before]), int(edges[before + 1])) for before, _ in read.rejected]
+    missing = [(a, b) for a, b in holes if any(torn_a <= a < torn_b for torn_a, torn_b in torn)]
+    return Parsed(
+        columns={**columns, "closed": np.ones(len(columns["ts"]), np.bool_)},
+        rejected=[row for _, row in read.rejected],
+        missing=tuple(union(missing)),
+        unrecoverable=tuple(union(subtract(holes, missing), info.unrecoverable)),
+    )
+
+
+def grid_holes(opens: Ints, span: Span, step_ms: int) -> list[Span]:
+    """Slots of the interval's grid that open inside `span` and hold no row, one span each, cut to `span`.
+
+    A row that opens off the grid fills the slot it opens in; one that closes early fills its whole slot.
+    """
+    first = -(-span[0] // step_ms) * step_ms
+    slots = np.arange(first, span[1], step_ms)
+    empty = slots[~np.isin(slots, opens - opens % step_ms)]
+    return [(slot, min(slot + step_ms, span[1])) for slot in empty.tolist()]
+
+
+def reached(read: Read, span: Span, step_ms: int) -> int:
+    """How far an answer settles its window: behind its last row, or all of it when it is empty."""
+    opens = read.columns["ts"]
+    opens = opens[(opens >= span[0]) & (opens < span[1])]
+    if not len(opens):
+        return span[1]
+    behind = sum(before == len(read) for before, _ in read.rejected)
+    last = int(opens[-1])
+    return min(last - last % step_ms + step_ms * (1 + behind), span[1])
+
+
+def first_at_or_after(read: Read, ts_ms: int) -> int | None:
+    ts = read.columns["ts_ms"]
+    later = ts[ts >= ts_ms]
+    return int(later[0]) if len(later) else None
+
+
+def _all_milliseconds(times: list[int]) -> Ints:
+    ts = np.array(times, np.int64)
+    return np.where(ts >= _MICROSECONDS, ts // 1000, ts)
+
+
+def milliseconds(ts: int) -> int:
+    return ts // 1000 if ts >= _MICROSECONDS else ts
