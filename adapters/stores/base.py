@@ -31,7 +31,9 @@ class CollectionSpec:
 
     `key` names the columns the document's `_key` is made of, in order; `key_format` turns them into that key,
     e.g. key ("venue", "symbol", "id"), key_format "{venue}.{symbol}.{id:015d}". Key columns are text of the
-    letters `A-Z a-z 0-9 _ - .` or integers from 0. Fields without a declared column are kept beside the typed ones.
+    letters `A-Z a-z 0-9 _ - .` or integers from 0; only one text part (`symbol`, or else the first) may hold the
+    character that joins the parts, so that a key leads back to one document. Fields without a declared column are
+    kept beside the typed ones.
     """
 
     name: str

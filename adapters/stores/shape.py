@@ -70,7 +70,8 @@ class Shape:
 
     def checked_key(self, document: Document) -> dict[str, Any]:
         """The key columns of a document. Raises Refused."""
-        key = {name: _CLEAN[self.spec.columns[name]](name, document.get(name)) for name in self.spec.key}
+        self._check_present(document, self.spec.key)
+        key = {name: _CLEAN[self.spec.columns[name]](name, document[name]) for name in self.spec.key}
         self._check_key(key)
         return key
 
@@ -140,11 +141,14 @@ class Shape:
         for name in self.spec.columns:
             row.setdefault(name, None)
         row[EXTRA] = _json(EXTRA, extra) if extra else None
-        for name in self.required:
-            if row[name] is None:
-                raise Refused(BAD_KEY if name in self.spec.key else BAD_VALUE, f"{name} is required")
+        self._check_present(row, self.required)
         self._check_key(row)
         return row
+
+    def _check_present(self, row: Mapping[str, Any], names: Sequence[str]) -> None:
+        for name in names:
+            if row.get(name) is None:
+                raise Refused(BAD_KEY if name in self.spec.key else BAD_VALUE, f"{name} is required")
 
     def _check_key(self, row: Mapping[str, Any]) -> None:
         for name in self.spec.key:
@@ -200,11 +204,14 @@ def _check_spec(spec: CollectionSpec) -> None:
 
 
 def _pattern(spec: CollectionSpec) -> str:
+    """Reads a key back: greedy where the separator itself may stand, as short as possible elsewhere."""
+    free = "symbol" if "symbol" in spec.key else spec.key[0]
     parts = []
     for literal, name, _, _ in string.Formatter().parse(spec.key_format):
         parts.append(re.escape(literal))
         if name is not None:
-            parts.append(f"(?P<{name}>{'[0-9]+' if spec.columns[name] == 'int' else '.+'})")
+            text = ".+" if name == free else ".+?"
+            parts.append(f"(?P<{name}>{'[0-9]+' if spec.columns[name] == 'int' else text})")
     return "".join(parts)
 
 

@@ -183,7 +183,7 @@ class SqliteStore:
         bucketed = rows.append_column("_bucket", pa.array(times // bucket_ms * bucket_ms))
         wanted = [(column, how) for how, column in aggregates.values()]
         # One thread keeps the order, which `first` and `last` are about.
-        folded = bucketed.group_by("_bucket", use_threads=False).aggregate(wanted)
+        folded = bucketed.group_by("_bucket", use_threads=False).aggregate(wanted).sort_by("_bucket")
         arrays = [folded.column(f"{column}_{how}") for how, column in aggregates.values()]
         return pa.table([folded.column("_bucket"), *arrays], names=["ts", *aggregates])
 
