@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.processes import start_exchange, start_worker  # noqa: F401 -- fixtures for every test
+
 # Hypothesis without a clock: a busy machine is no defect of the code.
 settings.register_profile("streamforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("streamforge")

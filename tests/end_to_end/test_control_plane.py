@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +12,10 @@ import pytest
 
 from adapters.embedded_log.log import leave_in_inbox
 from adapters.embedded_log.reader import LogReader
+from tests.processes import Process, free_port, wait_for
 
 Start = Callable[..., Any]
 DUMMY = {"target": "dummy-service", "type": "simulate"}
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 10) -> Any:
-    until = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < until, "not in time"
-        time.sleep(0.02)
-    return found
 
 
 def start_dummy(worker: Any, queue_id: str, **payload: float) -> None:
@@ -29,7 +23,7 @@ def start_dummy(worker: Any, queue_id: str, **payload: float) -> None:
         "/queues/start", {"command": "start", "queue_id": queue_id, "requests": [DUMMY | {"payload": payload}]}
     )
     assert (status, answer["queue_id"]) == (202, queue_id)
-    wait_until(lambda: [e for e in worker.events(queue_id) if e.get("event") == "started"])
+    wait_for(lambda: [e for e in worker.events(queue_id) if e.get("event") == "started"])
 
 
 def pongs(worker: Any, queue_id: str) -> list[dict[str, Any]]:
@@ -52,7 +46,7 @@ def test_a_ping_gets_exactly_one_pong_within_a_second(start_worker: Start) -> No
     for number in range(5):
         asked = time.monotonic()
         assert worker.post("/commands", {"command": "ping", "queue_id": "d", "sent_at": number})[0] == 202
-        wait_until(lambda: len(pongs(worker, "d")) > number, 1.0)  # noqa: B023 -- awaited within this turn
+        wait_for(lambda: len(pongs(worker, "d")) > number, 1.0)  # noqa: B023 -- awaited within this turn
         assert time.monotonic() - asked < 1.0
     assert [p["ping_ts"] for p in pongs(worker, "d")] == list(range(5))
     assert {type(p["ponged_at"]) for p in pongs(worker, "d")} == {float}
@@ -73,7 +67,7 @@ def test_every_live_run_is_addressed_by_a_star(start_worker: Start) -> None:
     for name in ("a", "b"):
         start_dummy(worker, name)
     worker.post("/commands", {"command": "ping", "queue_id": "*", "sent_at": 1.0})
-    wait_until(lambda: len(pongs(worker, "a")) == len(pongs(worker, "b")) == 1)
+    wait_for(lambda: len(pongs(worker, "a")) == len(pongs(worker, "b")) == 1)
     worker.post("/queues/stop", {"queue_id": "all"})
     assert {worker.wait_for_end(name)["status"] for name in ("a", "b")} == {"interrupted"}
 
@@ -81,7 +75,7 @@ def test_every_live_run_is_addressed_by_a_star(start_worker: Start) -> None:
 def test_an_active_step_is_heard_of_at_least_every_five_seconds(start_worker: Start) -> None:
     worker = start_worker()
     start_dummy(worker, "d")
-    wait_until(lambda: len([e for e in worker.events("d") if e["event"] == "loading"]) >= 2, 12)
+    wait_for(lambda: len([e for e in worker.events("d") if e["event"] == "loading"]) >= 2, 12)
     times = [e["timestamp"] for e in worker.events("d") if e["target"] == "dummy-service"]
     assert max(b - a for a, b in itertools.pairwise(times)) < 5
 
@@ -99,7 +93,7 @@ def test_the_same_queue_id_twice_is_the_same_run(start_worker: Start) -> None:
     worker = start_worker()
     start_dummy(worker, "d")
     worker.post("/queues/start", {"command": "start", "queue_id": "d", "requests": [DUMMY]})
-    wait_until(lambda: len([e for e in worker.events("d") if e.get("status") == "accepted"]) == 2)
+    wait_for(lambda: len([e for e in worker.events("d") if e.get("status") == "accepted"]) == 2)
     assert len([e for e in worker.events("d") if e.get("status") == "started"]) == 1
 
 
@@ -109,7 +103,7 @@ def test_what_is_no_command_is_put_aside_and_the_next_good_one_answered(start_wo
     log = worker.folder / "log.db"
     leave_in_inbox(log, "queue-control", None, value)
     leave_in_inbox(log, "queue-control", None, b'{"command":"stop","queue_id":"nobody"}')
-    wait_until(lambda: [e for e in worker.events("nobody") if e["event"] == "rejected"], 2)
+    wait_for(lambda: [e for e in worker.events("nobody") if e["event"] == "rejected"], 2)
     [record] = list(LogReader(log).records("dead-letters"))
     assert (record.value or b"") == value
     headers = dict(record.headers)
@@ -120,8 +114,8 @@ def test_what_is_no_command_is_put_aside_and_the_next_good_one_answered(start_wo
 def test_a_command_left_while_no_worker_runs_is_done_by_the_next_one(start_worker: Start) -> None:
     worker = start_worker()
     worker.stop()
-    command = b'{"command":"start","queue_id":"later","requests":[{"target":"dummy-service","type":"simulate","payload":{"seconds":0.1}}]}'
-    leave_in_inbox(worker.folder / "log.db", "queue-control", None, command)
+    command = {"command": "start", "queue_id": "later", "requests": [DUMMY | {"payload": {"seconds": 0.1}}]}
+    leave_in_inbox(worker.folder / "log.db", "queue-control", None, json.dumps(command).encode())
     worker = start_worker()
     assert worker.wait_for_end("later")["status"] == "finished"
 
@@ -137,7 +131,7 @@ def test_a_killed_worker_goes_on_with_its_runs(start_worker: Start) -> None:
 
 def test_a_second_worker_on_the_same_log_gets_one_line(start_worker: Start) -> None:
     first = start_worker()
-    second = type(first).__mro__[1]("second", ["worker"], first.folder, {**first.env, "WEB_PORT": "1"})
+    second = Process("second", ["worker"], first.folder, first.env | {"WEB_PORT": str(free_port())})
     assert second.popen.wait(30) == 3
     assert len(second.said().strip().splitlines()) == 1
     assert first.get("/health/ready")[0] == 200

@@ -19,7 +19,7 @@ import pytest
 
 from adapters.embedded_log.reader import LogReader
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 POLL_S = 0.05
 
 
@@ -114,7 +114,7 @@ def call(method: str, url: str, body: Any = None) -> tuple[int, Any]:
         return status, text.decode(errors="replace")
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float, explain: Callable[[], str] = lambda: "") -> None:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 10, explain: Callable[[], str] = lambda: "") -> None:
     """Until the condition holds; what another process does can only be looked at."""
     until = time.monotonic() + timeout_s
     while not condition():
