@@ -48,7 +48,8 @@ def _conclusions(report: LabelReport) -> list[str]:
     lines += [f"  Edges: {c.model} minus {c.other}: log-loss {_signed(c.difference)}: {c.word}." for c in report.edges]
     trading = next((m.trading for m in report.models if m.name == v.model), None)
     if trading:
-        net = ", ".join(f"{value:+.1f} at {cost}" for cost, value in trading.net_bp.items() if cost != "0")
+        costs = sorted((int(cost), value) for cost, value in trading.net_bp.items() if cost != "0")
+        net = ", ".join(f"{value:+.1f} at {cost}" for cost, value in costs)
         lines.append(
             f"  Trading {v.model}: {trading.gross_bp:+.1f} bp a trade gross; net of a round trip in bp: {net}; "
             f"break-even accuracy at 10 bp {trading.break_even_accuracy['10']:.1%}."

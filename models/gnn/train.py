@@ -82,7 +82,10 @@ class Answers:
 
 @dataclass
 class Training:
-    """One run: what is asked, where to say things, how far it is, and the weights of the last fold."""
+    """One run: what is asked, where to say things, how far it is, and the weights of the last fold.
+
+    Making one splits the data, so a range too short is refused (RunFailed) before torch is imported.
+    """
 
     request: TrainRequest
     inputs: Inputs
@@ -92,18 +95,23 @@ class Training:
     trials: int = 0
     effort_done: float = 0.0
     effort_total: float = 1.0
+    labels: list[Labels] = field(init=False)
+    folds: list[Fold] = field(init=False)
+    parts: list[list[Part]] = field(init=False)  # by label, by fold
+
+    def __post_init__(self) -> None:
+        graph = self.inputs.graph
+        grid = grid_of(self.inputs.candles, graph.spec.interval)
+        self.labels = [make_labels(name, grid, self.request.horizon) for name in self.request.labels]
+        self.folds = folds_of(graph)
+        self.parts = [[part_of(fold, graph, labels) for fold in self.folds] for labels in self.labels]
+        effort = sum(EFFORT[contender.conv] for contender in self.contenders())
+        self.effort_total = effort * len(self.request.seeds) * len(self.folds) * len(self.labels)
 
     def run(self) -> Metrics:
-        """Every label on every fold. Raises RunFailed when the range is too short, Interrupted when asked to stop."""
-        graph, request = self.inputs.graph, self.request
-        grid = grid_of(self.inputs.candles, graph.spec.interval)
-        labels = [make_labels(name, grid, request.horizon) for name in request.labels]
-        folds = folds_of(graph)
-        parts = [[part_of(fold, graph, label) for fold in folds] for label in labels]
-        views = self._views(folds)
-        effort = sum(EFFORT[contender.conv] for contender in self.contenders())
-        self.effort_total = effort * len(request.seeds) * len(folds) * len(labels)
-        reports = [self._label(label, views, own) for label, own in zip(labels, parts, strict=True)]
+        """Every label on every fold. Raises Interrupted when asked to stop."""
+        views = self._views()
+        reports = [self._label(labels, views, parts) for labels, parts in zip(self.labels, self.parts, strict=True)]
         self.weights |= {"scaler.mean": views[-1].scaler.mean, "scaler.std": views[-1].scaler.std}
         return Metrics(trials=self.trials, labels=reports)
 
@@ -114,11 +122,11 @@ class Training:
             networks += [Contender(kind, kind, "gnn"), Contender(control_of(kind), kind, "control")]
         return networks
 
-    def _views(self, folds: list[Fold]) -> list[View]:
+    def _views(self) -> list[View]:
         graph = self.inputs.graph
         control = random_past_edges(graph, self.inputs.candles, CONTROL_SEED)
         views = []
-        for fold in folds:
+        for fold in self.folds:
             scaler = fit_scaler(graph, fold)
             x = scaler.apply(graph.x)
             true, random = (network().Tensors.of(x, g.edge_src, g.edge_dst, g.edge_attr) for g in (graph, control))
@@ -249,7 +257,7 @@ def _dataset_facts(training: Training) -> dict[str, Any]:
         "missing_candles": int(graph.gap_bars.sum()), "edges": len(graph.edge_src),
         "sha256": graph.data_hash, "graph_sha256": graph.graph_hash,
         "folds": [
-            {"train": fold.train, "validation": fold.validation, "test": fold.test} for fold in folds_of(graph)
+            {"train": fold.train, "validation": fold.validation, "test": fold.test} for fold in training.folds
         ],
     }  # fmt: skip
 
@@ -288,11 +296,11 @@ def train(workdir: Path, reporter: Reporter, switch: StopSwitch) -> None:
     request = read_request(workdir)
     os.nice(request.nice)
     inputs = load_inputs(workdir / INPUTS_FILE)
+    training = Training(request, inputs, reporter, switch.check)
     reporter.say(progress=0.0, message="starting torch")
     network().set_up(request.threads)
     started_s = time.monotonic()
     switch.wait_for_epochs()
-    training = Training(request, inputs, reporter, switch.check)
     metrics = training.run()
     switch.check()
     folder = publish(training, metrics)
