@@ -11,8 +11,10 @@ from typing import Any
 
 from app.errors import SetupRefused
 from app.topics import TOPICS
+from models.control import TYPES
 
 CLIENTS = "clients"  # readers and writers outside the application
+PARTS = {"agents": "agents", "work": "what run_tasks runs", "tables": "tables"}
 README_MARK = ("<!-- flow -->", "<!-- /flow -->")
 
 
@@ -42,40 +44,44 @@ def disagreements() -> list[str]:
 
 
 def document() -> dict[str, Any]:
-    """Topics, agents and tables as JSON. Raises SetupRefused when declarations and wiring differ."""
+    """Topics, agents, work and tables as JSON. Raises SetupRefused when declarations and wiring differ."""
     from app.main import app
+    from app.work import WORK
     from tables.rows import BY_TABLE
 
     if found := disagreements():
         raise SetupRefused("app/topics.py and the agents do not agree: " + "; ".join(found))
+    place = {topic.name: number for number, topic in enumerate(TOPICS)}
+    agents = [
+        {"name": name, "topics": list(agent.channel.topics), "help": _first_line(agent.help or agent.fun.__doc__)}
+        for name, agent in app.agents.items()
+    ]
     return {
         "topics": [
             {"name": t.name, "key": t.key, "writers": list(t.writers), "readers": list(t.readers)} for t in TOPICS
         ],
-        "agents": [
-            {"name": name, "topics": list(a.channel.topics), "help": _help(a)} for name, a in app.agents.items()
-        ],
-        "tables": [{"name": name, "help": rows.help} for name, rows in BY_TABLE.items()],
+        "agents": sorted(agents, key=lambda agent: (place[agent["topics"][0]], agent["name"])),
+        "work": [{"name": name, "help": _first_line(WORK[name].__doc__)} for name in TYPES if name in WORK],
+        "tables": [{"name": name, "help": rows.help} for name, rows in sorted(BY_TABLE.items())],
     }
 
 
 def lines() -> Iterator[str]:
-    """The picture: one line per topic, then the agents, then the tables."""
+    """The picture: one line per topic, then who works, then what is remembered."""
     drawn = document()
     left = max(len(", ".join(t["writers"])) for t in drawn["topics"])
     middle = max(len(t["name"]) for t in drawn["topics"])
     for topic in drawn["topics"]:
         yield f"{', '.join(topic['writers']):>{left}} -> {topic['name']:<{middle}} -> {', '.join(topic['readers'])}"
-    width = max(len(entry["name"]) for entry in drawn["agents"] + drawn["tables"])
-    for title in ("agents", "tables"):
-        yield ""
-        yield title
-        yield from (f"  {entry['name']:<{width}}  {entry['help']}" for entry in drawn[title])
+    width = max(len(entry["name"]) for part in PARTS for entry in drawn[part])
+    for part, title in PARTS.items():
+        yield from ("", title)
+        yield from (f"  {entry['name']:<{width}}  {entry['help']}" for entry in drawn[part])
 
 
 def _and(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "nobody"
 
 
-def _help(agent: Any) -> str:
-    return str(agent.help or agent.fun.__doc__ or "").strip().splitlines()[0]
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
