@@ -1,4 +1,4 @@
-# One image for every role of the application; the role is an argument of the worker.
+# The application: the worker unless the arguments say otherwise (any `python -m app` command runs here).
 # Training on a GPU needs the libraries that [tool.uv] exclude-dependencies leaves out: this image is for CPUs.
 
 FROM python:3.11-slim-bookworm AS environment
