@@ -3,7 +3,7 @@
 The value of a number is its place in the sequence of its key: 0, 1, 2, ... A row says what arrived: the last place,
 how many repeats, how many places were jumped over. So a row shows every loss and every repeat.
 
-As a program it is a worker: `embedded_app.py LOG [sigterm|...]`; it prints nothing and is judged by its log.
+As a program it is a worker: `python -m tests.reliability.embedded_app LOG`; it says `ready` and is judged by its log.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 from adapters import faust_repair
 from adapters.embedded_log import transport
 from adapters.embedded_log.log import Log, LogReader
+from app.errors import StreamForgeError
 
 APP_ID = "numbers-app"
 PARTITIONS = 4
@@ -120,12 +121,22 @@ def rows(path: Path, table: str) -> dict[bytes, Row]:
 def main() -> None:
     path = Path(sys.argv[1])
     asyncio.set_event_loop(asyncio.new_event_loop())
+    try:
+        # Taken before the worker is built: a log in use is one line, not a traceback.
+        Log.open(
+            path,
+            commit_delay_s=float(os.environ.get("COMMIT_DELAY_S", "0")),
+            max_pages=int(os.environ.get("MAX_PAGES", "0")) or None,
+        )
+    except StreamForgeError as error:
+        sys.exit(f"{error}")
     app = make_app(path)
-    if delay_s := float(os.environ.get("COMMIT_DELAY_S", "0")):
-        Log.open(path, commit_delay_s=delay_s)
-    if pages := int(os.environ.get("MAX_PAGES", "0")):
-        Log.open(path, max_pages=pages)
-    faust.Worker(app, loglevel=logging.WARNING, redirect_stdouts=False).execute_from_commandline()
+
+    @app.task
+    async def say_ready() -> None:  # tasks start after recovery
+        os.write(1, b"ready\n")
+
+    faust.Worker(app, loglevel=logging.WARNING, redirect_stdouts=False, quiet=True).execute_from_commandline()
 
 
 if __name__ == "__main__":
