@@ -286,7 +286,7 @@ class SimulatedExchange:
             if self._after_429 > _TOLERATED_AFTER_429:
                 self._banned_until_ms = now_ms + _BAN_S * 1000
                 raise _banned(self._banned_until_ms, now_ms)
-            wait_s = 1 + (window_ms - now_ms % window_ms) // 1000
+            wait_s = -(-(window_ms - now_ms % window_ms) // 1000)
             text = f"Too much request weight used; current limit is {self._weight_limit()} request weight per window."
             raise _Refusal(429, -1003, text, retry_after_s=wait_s)
 
@@ -456,7 +456,7 @@ def _refused(refusal: _Refusal) -> web.Response:
 
 def _banned(until_ms: int, now_ms: int) -> _Refusal:
     text = f"Way too much request weight used; IP banned until {until_ms}."
-    return _Refusal(418, -1003, text, retry_after_s=1 + (until_ms - now_ms) // 1000)
+    return _Refusal(418, -1003, text, retry_after_s=-(-(until_ms - now_ms) // 1000))
 
 
 def _weight(endpoint: str, limit: str) -> int:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from adapters.exchanges.base import Page, Parsed, Rejected
 from adapters.exchanges.behaviours import Behaviour
 from adapters.exchanges.binance import BinanceSpot
-from adapters.exchanges.binance_requests import Patience
+from adapters.exchanges.binance_requests import Budget, Clock, Patience
 from adapters.exchanges.recorded import RecordedSource
 from adapters.exchanges.simulated import RunningExchange, serve
 from adapters.exchanges.sources import Source, TapeSource
@@ -30,8 +30,9 @@ from models.spans import subtract, union
 
 HASTY = Patience(first_wait_s=0.01, longest_wait_s=0.05, request_timeout_s=0.4, again_s=0.0, settle_ms=0)
 DAY = FIRST_DAY_MS + 3 * DAY_MS
-HOURS = (DAY + 9 * 3_600_000 + 1, DAY + 14 * 3_600_000)  # about 10 pages of trades, 300 candles of a minute
+HOURS = (DAY + 9 * 3_600_000 + 1, DAY + 13 * 3_600_000)  # 8 pages of trades, 240 candles of a minute
 SYMBOL = "BTCUSDT"
+TAPE = Tape(7)
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Delivered:
 
 @asynccontextmanager
 async def exchange(*behaviours: Behaviour, source: Source | None = None) -> AsyncIterator[Case]:
-    running = await serve(source or TapeSource(Tape(7)), behaviours=behaviours)
+    running = await serve(source or TapeSource(TAPE), behaviours=behaviours)
     waits: list[tuple[float, str]] = []
     loader = BinanceSpot(running.url, on_wait=lambda seconds, why: waits.append((seconds, why)), patience=HASTY)
     try:
@@ -118,9 +119,9 @@ def assert_same(delivered: dict[str, Array], expected: dict[str, Array]) -> None
         assert np.array_equal(delivered[name], column), name
 
 
-def assert_complete(delivered: Delivered, channel: str, span: Span, tape: Tape | None = None) -> None:
+def assert_complete(delivered: Delivered, channel: str, span: Span, tape: Tape = TAPE) -> None:
     assert (delivered.rejected, delivered.missing, delivered.unrecoverable) == ([], [], [])
-    assert_same(delivered.columns, truth(tape or Tape(7), channel, span))
+    assert_same(delivered.columns, truth(tape, channel, span))
 
 
 # -- the happy path ----------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ async def test_a_range_is_delivered_whole_and_exact(channel: str) -> None:
 
 
 async def test_the_ends_of_a_range_are_half_open_to_the_millisecond() -> None:
-    tape = Tape(7)
+    tape = TAPE
     ts = tape.trades(SYMBOL, *HOURS).ts_ms
     span = (int(ts[700]), int(ts[2100]))
     async with exchange() as case:
@@ -217,7 +218,7 @@ async def test_misbehaviour_loses_and_doubles_nothing(behaviour: Behaviour, chan
 
 async def test_more_trades_in_a_millisecond_than_a_page_holds_are_all_delivered() -> None:
     at = DAY + 10 * 3_600_000
-    tape = Tape(7)
+    tape = Tape(7)  # its own: the behaviour changes it
     async with exchange(
         Behaviour(name="crowded_millisecond", symbol=SYMBOL, at=at, rows=2600), source=TapeSource(tape)
     ) as case:
@@ -239,21 +240,26 @@ async def test_an_unfinished_candle_is_waited_for_not_kept() -> None:
 
 async def test_trades_of_a_range_that_just_ended_wait_for_a_later_one() -> None:
     """The newest rows may not have reached the exchange's database: an empty answer proves nothing yet."""
-    tape = Tape(7)
+    tape = TAPE
     ts = tape.trades(SYMBOL, *HOURS).ts_ms
     gaps = np.flatnonzero(np.diff(ts) > 1500)
     last = int(ts[gaps[5]])
     span = (last - 60_000, last + 10)
     late = Behaviour(name="lacks", endpoint="aggTrades", start_ms=last - 20, end_ms=last + 1, times=4)
-    async with exchange(Behaviour(name="clock", at=last + 400), late, source=TapeSource(tape)) as case:
-        loading = asyncio.create_task(load(case, "trades", span))
-        while not any("on their way" in why for _, why in case.waits):
-            await asyncio.sleep(0.01)
+    async with exchange(Behaviour(name="clock", at=last + 400), late) as case:
+        said = asyncio.Event()
+        loader = BinanceSpot(
+            case.running.url, on_wait=lambda _, why: "on their way" in why and said.set(), patience=HASTY
+        )
+        loading = asyncio.create_task(load(Case(case.running, loader, []), "trades", span))
+        await asyncio.wait_for(said.wait(), 10)
         loading.cancel()
+        await asyncio.wait([loading])
+        await loader.close()
 
 
 async def test_quiet_minutes_are_flat_candles_and_no_hole() -> None:
-    tape = Tape(7)
+    tape = TAPE
     candles = tape.candles("BNBUSDT", "1m", DAY, DAY + DAY_MS)
     assert (candles.trades == 0).sum() > 50
     async with exchange() as case:
@@ -263,7 +269,7 @@ async def test_quiet_minutes_are_flat_candles_and_no_hole() -> None:
 
 
 async def test_a_quiet_start_and_end_are_proven_silent_by_the_candles() -> None:
-    tape = Tape(7)
+    tape = TAPE
     ts = tape.trades("BNBUSDT", DAY, DAY + DAY_MS).ts_ms
     at = int(np.argmax(np.diff(ts)))
     start, end = int(ts[at]) + 1, int(ts[at + 1])
@@ -285,7 +291,7 @@ async def test_a_candle_that_closes_early_is_kept_and_the_hole_behind_it_named()
     async with exchange(early, hole) as case:
         delivered = await load(case, "candles_1h", (DAY, DAY + DAY_MS))
     assert delivered.unrecoverable == [(noon + hour, noon + 2 * hour)]
-    expected = truth(Tape(7), "candles_1h", (DAY, DAY + DAY_MS))
+    expected = truth(TAPE, "candles_1h", (DAY, DAY + DAY_MS))
     assert_same(delivered.columns, {name: np.delete(column, 13) for name, column in expected.items()})
 
 
@@ -296,7 +302,7 @@ async def test_candles_off_the_grid_are_kept_as_they_are_and_leave_no_hole() -> 
         Behaviour(name="unaligned", endpoint="klines", start_ms=start, end_ms=end, offset_ms=late)
     ) as case:
         delivered = await load(case, "candles_1h", (DAY, DAY + DAY_MS))
-    expected = truth(Tape(7), "candles_1h", (DAY, DAY + DAY_MS))
+    expected = truth(TAPE, "candles_1h", (DAY, DAY + DAY_MS))
     shifted = (expected["ts"] >= start) & (expected["ts"] < end)
     expected["ts"] = expected["ts"] + late * shifted
     assert delivered.unrecoverable == []
@@ -318,7 +324,7 @@ async def test_what_the_exchange_lacks_is_named_and_nothing_else(channel: str, w
     endpoint = "aggTrades" if channel == "trades" else "klines"
     async with exchange(Behaviour(name="lacks", endpoint=endpoint, start_ms=lack[0], end_ms=lack[1])) as case:
         delivered = await load(case, channel, span)
-    expected = truth(Tape(7), channel, span)
+    expected = truth(TAPE, channel, span)
     ts = expected["ts_ms" if channel == "trades" else "ts"]
     kept = (ts < lack[0]) | (ts >= lack[1])
     assert_same(delivered.columns, {name: column[kept] for name, column in expected.items()})
@@ -332,7 +338,7 @@ async def test_what_the_exchange_lacks_is_named_and_nothing_else(channel: str, w
 
 @pytest.mark.parametrize("row", [0, 1, 500, 999, 1000, 1999])
 async def test_a_bad_trade_is_put_aside_with_its_bytes_and_the_others_go_on(row: int) -> None:
-    tape = Tape(7)
+    tape = TAPE
     trades = tape.trades(SYMBOL, *HOURS)
     bad = int(trades.id[row])
     async with exchange(Behaviour(name="bad_row", endpoint="aggTrades", at=bad)) as case:
@@ -352,7 +358,7 @@ async def test_a_bad_candle_is_put_aside_and_only_its_slot_is_missing(row: int) 
     at = DAY + row * MINUTE_MS
     async with exchange(Behaviour(name="bad_row", endpoint="klines", at=at)) as case:
         delivered = await load(case, "candles_1m", span)
-    expected = truth(Tape(7), "candles_1m", span)
+    expected = truth(TAPE, "candles_1m", span)
     assert_same(delivered.columns, {name: np.delete(column, row) for name, column in expected.items()})
     assert [orjson.loads(rejected.row)[0] for rejected in delivered.rejected] == [at]
     assert delivered.missing == [(at, at + MINUTE_MS)]
@@ -370,10 +376,24 @@ def test_a_body_that_is_no_list_is_one_clear_error() -> None:
 
 
 async def test_the_request_weight_is_kept_without_a_single_429() -> None:
-    async with exchange(Behaviour(name="limits", weight=60, seconds=1)) as case:
+    async with exchange(Behaviour(name="limits", weight=50, seconds=1)) as case:
         assert_complete(await load(case, "trades", HOURS), "trades", HOURS)
         assert not any(key.endswith((" 429", " 418")) for key in case.running.exchange.requests)
-        assert any("request weight used" in why for _, why in case.waits)
+
+
+def test_a_budget_waits_for_the_turn_of_the_calendar_window() -> None:
+    clock = Clock()
+    clock.set(1_700_000_040_000 + 45_000)
+    budget = Budget(clock)
+    budget.learn({60_000: 1200})
+    assert budget.wait_s(4) == 0
+    budget.saw({"X-MBX-USED-WEIGHT-1M": "1137", "x-mbx-used-weight": "1137"})
+    assert budget.wait_s(2) == 0
+    assert budget.wait_s(4) == pytest.approx(15, abs=0.2)
+    with budget.spending(2):
+        assert budget.wait_s(2) == pytest.approx(15, abs=0.2)
+    clock.set(1_700_000_100_001)
+    assert budget.wait_s(4) == 0
 
 
 async def test_weight_used_by_others_is_seen_in_the_headers() -> None:
@@ -391,7 +411,7 @@ async def test_retry_after_is_waited_out_and_said_once() -> None:
 
 
 async def test_a_dead_exchange_is_asked_again_with_growing_waits_and_a_stop_ends_it_at_once() -> None:
-    running = await serve(TapeSource(Tape(7)))
+    running = await serve(TapeSource(TAPE))
     await running.close()  # the port refuses now
     waits: list[float] = []
     enough = asyncio.Event()
@@ -469,8 +489,8 @@ def pages(draw: st.DrawFn) -> tuple[list[dict | bytes], int]:
     rows: list[dict | bytes] = []
     for i in range(count):
         time = int(ts[i]) * 1000 + 7 if draw(st.booleans()) else int(ts[i])
-        row = {"a": first_id + i, "p": draw(_MONEY), "q": draw(_MONEY), "f": 5 * i, "l": 5 * i + draw(st.integers(0, 4)),
-               "T": time, "m": draw(st.booleans()), "M": True}  # fmt: skip
+        row = {"a": first_id + i, "p": draw(_MONEY), "q": draw(_MONEY), "f": 5 * i, "l": 5 * i + 2, "T": time,
+               "m": draw(st.booleans()), "M": True}  # fmt: skip
         rows.append(draw(_BAD) if draw(st.integers(0, 9)) == 0 else row)
         if draw(st.integers(0, 9)) == 0 and isinstance(rows[-1], dict):
             rows.append(rows[-1])
