@@ -15,6 +15,7 @@ a burst or follows the one before it within milliseconds (a branching process, b
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -190,9 +191,9 @@ class Tape:
     def day_of_id(self, symbol: str, trade_id: int, last_day: int) -> int | None:
         """The day that holds `trade_id`; None when it lies behind `last_day`."""
         index = self._index(symbol)
-        self._state(last_day + 1)
-        firsts = np.array([state.next_id[index] for state in self._states[: last_day + 2]])
-        day = int(np.searchsorted(firsts, trade_id, side="right")) - 1
+        while len(self._states) < last_day + 2 and self._states[-1].next_id[index] <= trade_id:
+            self._state(len(self._states))
+        day = bisect_right(self._states, trade_id, key=lambda state: int(state.next_id[index])) - 1
         return max(day, 0) if day <= last_day else None
 
     def trades_of_day(self, symbol: str, day: int) -> Trades:
