@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from app import outside, topics
 from app.config import settings
-from app.core import backlog, flush, put
+from app.core import backlog, put
 from app.telemetry import EXCHANGE_WAITS
 from app.work import Finished, Job, work
 from models import spans
@@ -32,26 +32,28 @@ async def load(job: Job) -> Finished:
     todo = remaining(ledger.gaps(start, end), (start, end), job.cursor)
     topic, key = topics.raw_for(step.channel), stream_key(outside.VENUE, step.symbol)
     exchange = outside.open_exchange(on_wait=lambda wait_s, why: _say_wait(job, wait_s, why))
-    pages = 0
+    pages, position = 0, (job.cursor or {}).get("position")
     try:
         for gap_start, gap_end in todo:
-            cursor = _cursor_in(job.cursor, (gap_start, gap_end))
-            async for page in exchange.history(step.channel, step.symbol, gap_start, gap_end, cursor):
+            resume_at = _cursor_in(job.cursor, (gap_start, gap_end))
+            async for page in exchange.history(step.channel, step.symbol, gap_start, gap_end, resume_at):
                 info = page.info(
                     venue=outside.VENUE, symbol=step.symbol, channel=step.channel, asked=(gap_start, gap_end),
                     run=job.queue_id, task=job.task_id,
                 )  # fmt: skip
-                await put(topic, key, page.body, [("page", encode_page_info(info))])
+                sent = await put(topic, key, page.body, [("page", encode_page_info(info))])
                 pages += 1
                 job.records_written += page.rows
                 if pages % CHECKPOINT_PAGES == 0 or page.covers[1] >= gap_end:
-                    await flush()
-                    await job.checkpoint({"gap": (gap_start, gap_end), "page": dict(page.cursor)})
+                    place = await sent  # durable, and so is everything sent before
+                    position = (f"{topic}-{place.partition}", place.offset)
+                    cursor = {"gap": (gap_start, gap_end), "page": dict(page.cursor), "position": position}
+                    await job.checkpoint(cursor)
                 await job.report(progress=(page.covers[1] - start) / (end - start), message="")
                 await _wait_for_readers(job, step.channel)
     finally:
         await exchange.close()
-    return Finished(job.records_written, f"{pages} pages" if pages else "already stored")
+    return Finished(job.records_written, f"{pages} pages" if pages else "already stored", {"position": position})
 
 
 def remaining(gaps: Sequence[Span], asked: Span, cursor: Json | None) -> list[Span]:

@@ -141,6 +141,7 @@ async def _go_on(run: Workflow) -> None:
     for step in control.ready(run):
         step.attempt += 1
         step.state = "launched"
+        step.inputs = [run.steps[i].extra for i in step.needs]
         launch = _task_message("launch", run, step)
         launch.step = step
         await send_task(launch)

@@ -19,7 +19,7 @@ from app.errors import RunFailed, StoreError
 from app.telemetry import ROWS
 from app.work import Finished, Job, work
 from models import spans
-from models.control import CONNECTOR
+from models.control import CONNECTOR, Json
 from models.coverage import Coverage, stream_name
 from models.market import Batch, decode_batch
 from tables.coverage_by_stream import coverage_by_stream
@@ -70,12 +70,16 @@ def store_batch(store: Store, batch: Batch, ledger: Coverage) -> None:
             "venue": batch.venue, "symbol": batch.symbol, "channel": batch.channel,
             "version": now_ms, "updated_ms": now_ms,
             "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
+            "raw": ledger.raw,
         }])  # fmt: skip
 
 
 @work(CONNECTOR)
 async def persist(job: Job) -> Finished:
-    """Wait until the ledger has settled the asked range; holes are an error unless the caller allows them."""
+    """Wait until every page of the load is stored and the ledger has settled the asked range.
+
+    Holes are an error unless the caller allows them.
+    """
     step = job.step
     assert step.range_ms is not None
     start, end = step.range_ms
@@ -87,7 +91,7 @@ async def persist(job: Job) -> Finished:
         ledger = await asyncio.to_thread(outside.read_coverage, store, step.symbol, step.channel)
         known = ledger.within(start, end)
         await job.report(progress=spans.length(known.stored) / (end - start), message=f"until {time_column} is covered")
-        if ledger.settled([(start, end)]):
+        if has_arrived(ledger, step.inputs) and ledger.settled([(start, end)]):
             break
         await asyncio.sleep(POLL_S)
     rows = await asyncio.to_thread(store.count, collection, eq=eq, lo=start, hi=end)
@@ -97,6 +101,12 @@ async def persist(job: Job) -> Finished:
         text = "; ".join(f"{name} {describe(found)}" for name, found in holes.items() if found)
         raise RunFailed(f"{step.symbol} {step.channel}: {text}; `allow_missing` finishes with the list instead")
     return Finished(rows, f"{rows} rows in {collection}", extra)
+
+
+def has_arrived(ledger: Coverage, inputs: list[Json]) -> bool:
+    """True when the last page that each load sent is among what the ledger speaks of."""
+    sent = [load["position"] for load in inputs if load.get("position")]
+    return all(ledger.raw.get(place, -1) >= offset for place, offset in sent)
 
 
 def describe(found: list[tuple[int, int]]) -> str:

@@ -22,7 +22,7 @@ from faust.types import EventT
 from adapters import faust_repair
 from adapters.bulk import BulkProducer, EmbeddedBulkProducer
 from adapters.embedded_log import transport
-from adapters.embedded_log.log import Log
+from adapters.embedded_log.log import Appended, Log
 from app import auth
 from app.config import settings
 from app.errors import ExchangeBusy, LogDamaged, LogFull, SetupRefused, StoreBusy, StoreError
@@ -74,13 +74,15 @@ def make_app() -> faust.App:
 app = make_app()
 
 
-async def put(topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> None:
-    """Write a record with many rows; returns when there is room for it.
+async def put(topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> asyncio.Future[Appended]:
+    """Write a record with many rows; returns when there is room for it. The future knows its place once it is durable.
 
     It is durable before any offset that is committed after this call: the log writes in the order it is told.
     A record that cannot be written ends the process.
     """
-    (await _bulk().send_soon(topic, key, value, headers)).add_done_callback(_written)
+    sent = await _bulk().send_soon(topic, key, value, headers)
+    sent.add_done_callback(_written)
+    return sent
 
 
 async def flush() -> None:

@@ -116,4 +116,4 @@ def coverage_key(symbol: str, channel: str) -> str:
 
 
 def coverage_of(document: Document) -> Coverage:
-    return msgspec.convert({name: document[name] for name in ("stored", "missing", "unrecoverable")}, Coverage)
+    return msgspec.convert({name: document[name] for name in ("stored", "missing", "unrecoverable", "raw")}, Coverage)

@@ -85,6 +85,7 @@ class Step(msgspec.Struct, kw_only=True):
     range_ms: Span | None = None
     needs: tuple[int, ...] = ()  # indexes into the run's steps
     params: Json = {}
+    inputs: list[Json] = []  # what the steps it needs said at their end
     state: StepState = "waiting"
     attempt: int = 0
     records_written: int = 0

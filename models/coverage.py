@@ -11,15 +11,23 @@ from models.market import Batch, Span
 
 
 class Coverage(msgspec.Struct, kw_only=True):
-    """Disjoint sets of [start_ms, end_ms). `at` is the last applied offset per topic and partition."""
+    """Disjoint sets of [start_ms, end_ms).
+
+    `at` is the last applied offset per market topic and partition; `raw` that of the raw pages they were made from,
+    so that who sent a page can see that it has arrived.
+    """
 
     stored: list[Span] = []
     missing: list[Span] = []
     unrecoverable: list[Span] = []
     at: dict[str, int] = {}
+    raw: dict[str, int] = {}
 
     def add(self, batch: Batch) -> None:
         """Fold a stored batch. A span once stored stays stored; a hole closes when a later batch holds it."""
+        if batch.origin:
+            topic, partition, offset = batch.origin
+            self.raw[f"{topic}-{partition}"] = offset
         if batch.covers is None:
             return
         got = spans.subtract([batch.covers], [*batch.missing, *batch.unrecoverable])

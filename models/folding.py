@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from models.candles import Candles, CandleState, flush, fold
+from models.candles import CandleState, flush, fold
 from models.market import INTERVAL_MS, Array, Batch, Span
 
 RUNS_KEPT = 8
