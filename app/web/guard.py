@@ -62,7 +62,7 @@ def stranger(request: web.Request, *, on_loopback: bool) -> str:
         )
     origin = request.headers.get("Origin")
     changes = request.method not in SAFE_METHODS or "Upgrade" in request.headers
-    if changes and origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if changes and origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
         return f"calls that change something come from this server's own page, not from {origin!r}"
     return ""
 

@@ -8,7 +8,7 @@ off, and neither the stream nor another viewer waits for it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import deque
 
 import orjson
 from aiohttp import WSCloseCode, web
@@ -29,74 +29,112 @@ VIEWERS = Gauge("streamforge_viewers", "WebSockets that follow the events")
 class Viewer:
     """One WebSocket and the frames it has not taken yet."""
 
-    def __init__(self, socket: web.WebSocketResponse, kept: int = FRAMES_KEPT) -> None:
-        self._socket = socket
-        self._frames: asyncio.Queue[str] = asyncio.Queue(kept)
-        self._over = asyncio.Event()
-        self._code, self._notice = WSCloseCode.OK, ""
+    def __init__(self, socket: web.WebSocketResponse, kept: int) -> None:
+        self._socket, self._kept = socket, kept
+        self._frames: deque[str] = deque()
+        self._news = asyncio.Event()
+        self._over: WSCloseCode | None = None
+        self._notice = ""
 
     def show(self, frame: str) -> None:
         """Never waits."""
-        try:
-            self._frames.put_nowait(frame)
-        except asyncio.QueueFull:
+        if len(self._frames) < self._kept:
+            self._frames.append(frame)
+            self._news.set()
+        else:
             self.end(WSCloseCode.TRY_AGAIN_LATER, TOO_SLOW)
 
-    def end(self, code: WSCloseCode, notice: str) -> None:
-        if not self._over.is_set():
-            self._code, self._notice = code, notice
-            self._over.set()
+    def end(self, code: WSCloseCode, notice: str = "") -> None:
+        """The first word counts."""
+        if self._over is None:
+            self._over, self._notice = code, notice
+            self._news.set()
 
     async def serve(self) -> None:
-        """Until the viewer leaves or is cut off."""
-        sending = asyncio.create_task(self._send())
+        """Until the viewer leaves or is cut off. A frame on its way is not cancelled: aiohttp could not go on then."""
         reading = asyncio.create_task(self._read())
-        over = asyncio.create_task(self._over.wait())
-        await asyncio.wait((sending, reading, over), return_when=asyncio.FIRST_COMPLETED)
-        for task in (sending, reading, over):
-            task.cancel()
-        await asyncio.gather(sending, reading, over, return_exceptions=True)
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(SEND_WITHIN_S):
-                if self._notice and not self._socket.closed:
-                    await self._socket.send_str(orjson.dumps({"event": "cut-off", "message": self._notice}).decode())
-                await self._socket.close(code=self._code)
+        reading.add_done_callback(lambda _: self.end(WSCloseCode.OK))
+        try:
+            while self._over is None:
+                await self._news.wait()
+                self._news.clear()
+                while self._frames and self._over is None:
+                    await self._send(self._frames.popleft())
+            if self._notice:
+                await self._send(orjson.dumps({"event": "cut-off", "message": self._notice}).decode())
+            await self._socket.close(code=self._over)
+        except (TimeoutError, ConnectionError):
+            pass  # it is gone, or takes nothing any more
+        finally:
+            reading.cancel()
 
-    async def _send(self) -> None:
-        while True:
-            frame = await self._frames.get()
-            async with asyncio.timeout(SEND_WITHIN_S):
-                await self._socket.send_str(frame)
+    async def _send(self, frame: str) -> None:
+        async with asyncio.timeout(SEND_WITHIN_S):
+            await self._socket.send_str(frame)
 
     async def _read(self) -> None:
         async for _ in self._socket:
             pass
 
 
-_viewers: set[Viewer] = set()
+class Audience:
+    """Every viewer of a stream, each with at most `kept` frames it has not taken."""
+
+    def __init__(self, kept: int = FRAMES_KEPT) -> None:
+        self._kept = kept
+        self._viewers: set[Viewer] = set()
+
+    def __len__(self) -> int:
+        return len(self._viewers)
+
+    def show(self, value: bytes | None) -> None:
+        """Hand a record to every viewer, at once; what is no JSON object is left out."""
+        if self._viewers and (frame := _frame(value)):
+            for viewer in self._viewers:
+                viewer.show(frame)
+
+    async def watch(self, request: web.Request) -> web.StreamResponse:
+        """A call that becomes a viewer, until it leaves or is cut off."""
+        socket = web.WebSocketResponse(heartbeat=20.0, compress=False, max_msg_size=FRAME_MOST, timeout=SEND_WITHIN_S)
+        if not socket.can_prepare(request).ok:
+            return error(426, "this is a WebSocket: connect with ws://", headers={"Upgrade": "websocket"})
+        viewer = Viewer(socket, self._kept)
+        self._viewers.add(viewer)  # before the answer: who has it misses nothing from then on
+        try:
+            with VIEWERS.track_inprogress():
+                await socket.prepare(request)
+                await viewer.serve()
+        finally:
+            self._viewers.discard(viewer)
+            if request.transport:
+                request.transport.abort()  # whoever took no frame for seconds takes no goodbye either
+        return socket
+
+    def end(self, notice: str) -> None:
+        for viewer in list(self._viewers):
+            viewer.end(WSCloseCode.GOING_AWAY, notice)
+
+
+def _frame(value: bytes | None) -> str:
+    try:
+        return (value or b"").decode() if isinstance(orjson.loads(value or b""), dict) else ""
+    except ValueError:
+        return ""
+
+
+_audience = Audience()
 
 
 @consumes(topics.queue_events)
 async def show_events(message: Message) -> None:
     """Hand every event to every viewer."""
-    if _viewers and (frame := frame_of(message.value)):
-        for viewer in _viewers:
-            viewer.show(frame)
-
-
-def frame_of(value: bytes | None) -> str:
-    """A record as a frame; "" for what is not JSON, which the queue manager puts aside."""
-    try:
-        orjson.loads(value or b"")
-        return (value or b"").decode()
-    except ValueError:
-        return ""
+    _audience.show(message.value)
 
 
 @call("/ws/queues")
 async def watch_queues(request: web.Request) -> web.StreamResponse:
     """Every event of every run."""
-    return await _watch(request)
+    return await _audience.watch(request)
 
 
 @call("/ws/topic/{topic}")
@@ -104,26 +142,10 @@ async def watch_topic(request: web.Request, topic: str) -> web.StreamResponse:
     """Every record of a topic; today queue-events."""
     if topic != topics.queue_events.get_topic_name():
         return error(404, f"{topic!r} cannot be watched; today: queue-events", field="topic")
-    return await _watch(request)
-
-
-async def _watch(request: web.Request) -> web.StreamResponse:
-    socket = web.WebSocketResponse(heartbeat=20.0, compress=False, max_msg_size=FRAME_MOST, timeout=SEND_WITHIN_S)
-    if not socket.can_prepare(request).ok:
-        return error(426, "this is a WebSocket: connect with ws://", headers={"Upgrade": "websocket"})
-    await socket.prepare(request)
-    viewer = Viewer(socket)
-    _viewers.add(viewer)
-    try:
-        with VIEWERS.track_inprogress():
-            await viewer.serve()
-    finally:
-        _viewers.discard(viewer)
-    return socket
+    return await _audience.watch(request)
 
 
 @app.on_before_shutdown.connect
 async def say_goodbye(*_: object, **__: object) -> None:
     """The web server waits for open calls when it stops; a viewer's would never end by itself."""
-    for viewer in list(_viewers):
-        viewer.end(WSCloseCode.GOING_AWAY, "the worker stops")
+    _audience.end("the worker stops")

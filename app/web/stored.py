@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from aiohttp import web
@@ -121,10 +122,10 @@ def newest_rows(
 
     newest = scan(start, end, limit, desc=True)
     if len(newest) < limit:
-        return newest.take(range(len(newest) - 1, -1, -1)), None
+        return newest.take(np.arange(len(newest))[::-1]), None
     oldest_ms = newest.column(time)[-1].as_py()
-    rest = [i for i, ts in enumerate(newest.column(time).to_pylist()) if ts > oldest_ms]
-    page = pa.concat_tables([scan(oldest_ms, oldest_ms + 1, None), newest.take(rest[::-1])])
+    newer = np.flatnonzero(newest.column(time).to_numpy() > oldest_ms)[::-1]
+    page = pa.concat_tables([scan(oldest_ms, oldest_ms + 1, None), newest.take(newer)])
     return page, oldest_ms if len(scan(start, oldest_ms, 1)) else None
 
 
