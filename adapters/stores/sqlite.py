@@ -19,17 +19,16 @@ from typing import Any
 
 import apsw
 import msgspec
-import numpy as np
-import orjson
 import pyarrow as pa
 
+from adapters.stores import sqlite_series
 from adapters.stores.base import Aggregate, CollectionSpec, Columns, Document, Mode, WriteResult
 from adapters.stores.shape import Errors, Refused, Shape
 from adapters.stores.sqlite_blocks import Blocks
 from adapters.stores.sqlite_documents import Documents
 from adapters.stores.sqlite_layout import Layout, Selection
+from adapters.stores.sqlite_series import Series
 from app.errors import StoreBusy, StoreError
-from models.market import Array
 
 APPLICATION_ID = 0x53464D53  # "SFMS" in the file's header: a StreamForge market store
 SCHEMA_VERSION = 1
@@ -39,7 +38,7 @@ _SCHEMA = f"""
     CREATE TABLE collections (
         id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE COLLATE NOCASE, spec TEXT NOT NULL
     );
-    CREATE TABLE series (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+    {sqlite_series.SCHEMA};
     PRAGMA application_id = {APPLICATION_ID};
     PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -52,11 +51,10 @@ class SqliteStore:
         if tuple(map(int, apsw.sqlite_lib_version().split("."))) < (3, 51, 3):
             raise StoreError(f"SQLite {apsw.sqlite_lib_version()} can damage the store: install apsw 3.53 or newer")
         self._path = Path(path)
-        self._lock = threading.RLock()  # one writer; also for the maps below
+        self._lock = threading.RLock()  # one writer; also guards the list of readers
         self._readers: list[apsw.Connection] = []
         self._known: dict[str, tuple[Shape, Layout]] = {}
-        self._series: dict[str, int] = {}
-        self._series_values: dict[int, dict[str, pa.Scalar]] = {}
+        self._series = Series()
         self._closed = False
         with self._translated():
             self._writer = None if read_only else self._open_writer()
@@ -115,7 +113,7 @@ class SqliteStore:
     ) -> WriteResult:
         if not len(batch):
             return WriteResult(errors=errors)
-        series = self._series_of(shape, batch)
+        series = self._series.of(self._writing, shape, batch)
         with self._writing() as connection:
             created, updated = layout.write(connection, batch, series, keep)
         return WriteResult(created, updated, len(batch) - created - updated, errors)
@@ -212,7 +210,7 @@ class SqliteStore:
         places, wanted = [], []
         for index, key in enumerate(keys):
             values = shape.key_values(key)
-            series = None if values is None else self._series_in_key(connection, shape, values)
+            series = None if values is None else self._series.of_key(connection, shape, values)
             if values is not None and series is not None:
                 places.append(index)
                 wanted.append((series, values))
@@ -231,52 +229,8 @@ class SqliteStore:
         if wrong or (spec.time is None and (lo is not None or hi is not None)):
             raise StoreError(f"{spec.name!r} cannot be searched by {wrong or 'time'}")
         fixed = {name: eq.pop(name) for name in spec.series if name in eq}
-        series = self._series_with(connection, fixed) if fixed else None
+        series = self._series.matching(connection, fixed) if fixed else None
         return Selection(series, lo, hi, eq)
-
-    def _series_with(self, connection: apsw.Connection, fixed: Mapping[str, Any]) -> list[int]:
-        self._load_series(connection)
-        wanted = set(fixed.items())
-        with self._lock:
-            return [number for name, number in self._series.items() if wanted <= set(orjson.loads(name).items())]
-
-    def _series_in_key(self, connection: apsw.Connection, shape: Shape, key: Mapping[str, Any]) -> int | None:
-        if not set(shape.spec.series) <= set(shape.spec.key):
-            return 0  # found by its key alone
-        name = _series_name({column: key[column] for column in shape.spec.series})
-        if name not in self._series:
-            self._load_series(connection)
-        return self._series.get(name)
-
-    def _series_of(self, shape: Shape, batch: pa.RecordBatch) -> Array:
-        """(rows,) the series of each row; new ones are numbered, for good, before the batch that needs them."""
-        columns = shape.spec.series
-        table = pa.Table.from_batches([batch.select(columns)]) if columns else None
-        distinct = [{}] if table is None else table.group_by(columns).aggregate([]).to_pylist()
-        numbers = {tuple(row.values()): self._number_series(_series_name(row)) for row in distinct}
-        if len(numbers) == 1:
-            return np.full(len(batch), next(iter(numbers.values())), dtype=np.int64)
-        values = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-        return np.array([numbers[value] for value in values], dtype=np.int64)
-
-    def _number_series(self, name: str) -> int:
-        if name not in self._series:
-            with self._writing() as connection:
-                connection.execute("INSERT OR IGNORE INTO series (name) VALUES (?)", (name,))
-                self._load_series(connection)
-        return self._series[name]
-
-    def _load_series(self, connection: apsw.Connection) -> None:
-        text = connection.execute("SELECT json_group_array(json_array(name, id)) FROM series").get
-        with self._lock:
-            self._series.update(orjson.loads(text))
-
-    def _values_of_series(self, number: int) -> dict[str, pa.Scalar]:
-        if number not in self._series_values:
-            with self._lock:
-                name = next(name for name, known in self._series.items() if known == number)
-            self._series_values[number] = {n: pa.scalar(v, pa.string()) for n, v in orjson.loads(name).items()}
-        return self._series_values[number]
 
     # -- collections known to this process
 
@@ -303,7 +257,7 @@ class SqliteStore:
     def _layout(self, number: int, shape: Shape) -> Layout:
         if shape.spec.block is None:
             return Documents(number, shape)
-        return Blocks(number, shape, self._values_of_series)
+        return Blocks(number, shape, self._series.values)
 
     # -- connections
 
@@ -407,10 +361,6 @@ class SqliteStore:
 def _roll_back(connection: apsw.Connection) -> None:
     if connection.in_transaction:  # SQLite has ended it itself after some errors
         connection.execute("ROLLBACK")
-
-
-def _series_name(values: Mapping[str, Any]) -> str:
-    return orjson.dumps(values, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _is_older(document: Document, current: Document, version: str | None) -> bool:

@@ -34,9 +34,11 @@ class _Block(NamedTuple):
 
 
 class Blocks:
-    """`series_values(number)` answers the values of a series' columns."""
+    """`series_values(connection, number)` answers the values of a series' columns."""
 
-    def __init__(self, number: int, shape: Shape, series_values: Callable[[int], Mapping[str, pa.Scalar]]) -> None:
+    def __init__(
+        self, number: int, shape: Shape, series_values: Callable[[apsw.Connection, int], Mapping[str, pa.Scalar]]
+    ) -> None:
         spec = shape.spec
         self._shape = shape
         self._series_values = series_values
@@ -128,7 +130,7 @@ class Blocks:
         equal = np.ones(len(left), dtype=bool)
         for a, b in zip(left.columns, right.columns, strict=True):
             if pa.types.is_list(a.type):
-                equal &= [x == y for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)]
+                equal &= np.array([x == y for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], dtype=np.bool_)
             else:
                 both_null = pc.and_(a.is_null(), b.is_null())
                 equal &= pc.or_(pc.equal(a, b).fill_null(False), both_null).to_numpy(zero_copy_only=False)
@@ -141,6 +143,7 @@ class Blocks:
     ) -> Iterator[pa.RecordBatch]:
         blocks = self._blocks(connection, selection)
         blocks.sort(key=(lambda b: -b.time_max) if desc else (lambda b: b.time_min))
+        one_series = len({b.series for b in blocks}) == 1
         left = sum(b.rows for b in blocks) if limit is None else limit
         needed = [*dict.fromkeys((*names, *self._order))]
         pending: list[pa.RecordBatch] = []
@@ -150,7 +153,7 @@ class Blocks:
             last = n + 1 == len(blocks)
             if not last and sum(map(len, pending)) < enough:
                 continue
-            rows = self._sorted(pa.concat_batches(pending), desc)
+            rows = self._sorted(pa.concat_batches(pending), desc, one_series)
             # Blocks overlap in time where ids and times disagree: what a later block may still precede has to wait.
             ready = len(rows) if last else self._before(rows, blocks[n + 1], desc)
             pending = [rows.slice(ready)]
@@ -170,7 +173,7 @@ class Blocks:
             place = (series, key[self._by] // self._span)
             if place not in loaded:
                 rows = self._load_at(connection, *place)
-                loaded[place] = None if rows is None else self._whole(rows, series, self._shape.schema.names)
+                loaded[place] = None if rows is None else self._whole(connection, rows, series)
             block = loaded[place]
             rows = None if block is None else block.filter(_matches(block, {name: key[name] for name in self._key}))
             found.append(rows if rows is not None and len(rows) else None)
@@ -206,18 +209,18 @@ class Blocks:
     def _load(self, connection: apsw.Connection, block: _Block) -> pa.RecordBatch:
         data = connection.execute(f"SELECT data FROM {self._table} WHERE id = ?", (block.id,)).get
         rows = pa.ipc.read_record_batch(pa.py_buffer(data), self._stored)
-        return self._whole(rows, block.series, self._shape.schema.names)
+        return self._whole(connection, rows, block.series)
 
     def _load_at(self, connection: apsw.Connection, series: int, block: int) -> pa.RecordBatch | None:
         query = f"SELECT data FROM {self._table} WHERE series = ? AND block = ?"
         data = connection.execute(query, (series, block)).get
         return None if data is None else pa.ipc.read_record_batch(pa.py_buffer(data), self._stored)
 
-    def _whole(self, rows: pa.RecordBatch, series: int, names: Sequence[str]) -> pa.RecordBatch:
+    def _whole(self, connection: apsw.Connection, rows: pa.RecordBatch, series: int) -> pa.RecordBatch:
         """With the columns that the series stands for."""
-        values = self._series_values(series)
-        arrays = [pa.repeat(values[n], len(rows)) if n in values else rows.column(n) for n in names]
-        return pa.RecordBatch.from_arrays(arrays, names=list(names))
+        values = self._series_values(connection, series)
+        arrays = [pa.repeat(values[n], len(rows)) if n in values else rows.column(n) for n in self._shape.schema.names]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._shape.schema)
 
     def _select(self, rows: pa.RecordBatch, selection: Selection, names: Sequence[str]) -> pa.RecordBatch:
         chosen = self._chosen(rows, selection)
@@ -236,17 +239,18 @@ class Blocks:
             chosen &= _matches(rows, selection.eq).to_numpy(zero_copy_only=False)
         return chosen
 
-    def _sorted(self, rows: pa.RecordBatch, desc: bool) -> pa.RecordBatch:
-        if self._is_sorted(rows, -1 if desc else 1):
+    def _sorted(self, rows: pa.RecordBatch, desc: bool, one_series: bool) -> pa.RecordBatch:
+        if self._is_sorted(rows, -1 if desc else 1, one_series):
             return rows
-        if self._is_sorted(rows, 1 if desc else -1):
+        if self._is_sorted(rows, 1 if desc else -1, one_series):
             return rows.take(pa.array(np.arange(len(rows))[::-1]))
         return rows.sort_by([(name, "descending" if desc else "ascending") for name in self._order])
 
-    def _is_sorted(self, rows: pa.RecordBatch, sign: int) -> bool:
+    def _is_sorted(self, rows: pa.RecordBatch, sign: int, one_series: bool) -> bool:
         times = np.diff(self._numbers(rows.column(self._time))) * sign
         keys = np.diff(self._numbers(rows.column(self._by))) * sign
-        alone = self._key == [self._by]  # ties of time are decided by one number
+        # Where one number is all of the key, it decides between rows of one time.
+        alone = self._key == [self._by] and one_series
         return bool(((times > 0) | ((times == 0) & (keys > 0) & alone)).all())
 
     def _before(self, rows: pa.RecordBatch, following: _Block, desc: bool) -> int:

@@ -1,7 +1,4 @@
-"""What the layouts of a SQLite collection have in common: the selection they answer, and rows by series.
-
-A series is the values of a collection's `series` columns, e.g. (binance, BTCUSDT), as a small number.
-"""
+"""What the layouts of a SQLite collection have in common: the selection they answer, and rows by series."""
 
 from __future__ import annotations
 

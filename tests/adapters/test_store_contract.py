@@ -287,6 +287,14 @@ def test_a_question_the_collection_cannot_answer_is_an_error_in_words(store: Sto
         list(store.scan("bulk", **how))
 
 
+@BOTH
+def test_rows_of_one_time_are_ordered_by_key_across_series(store: Store, spec: CollectionSpec) -> None:
+    store.upsert(spec.name, [document(0, 5, symbol="B"), document(1, 5, symbol="A"), document(2, 4, symbol="C")])
+    found = [(row["symbol"], row["id"]) for row in read(store, spec.name)]
+    assert found == [("C", 2), ("A", 1), ("B", 0)]
+    assert [(row["symbol"], row["id"]) for row in read(store, spec.name, desc=True)] == found[::-1]
+
+
 def test_what_is_not_there_is_none_and_nothing(store: Store) -> None:
     assert store.get("bulk", ["binance.BTCUSDT.000000000000009", "::"]) == [None, None]
     assert read(store, "bulk", eq={"symbol": "NEVERSEEN"}) == []
