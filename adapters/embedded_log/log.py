@@ -83,6 +83,11 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
     ts_ms: int
 
 
+_TAKEABLE = (  # what no topic takes waits until there are dead letters
+    "SELECT id, topic, k, v, h FROM inbox WHERE ? OR EXISTS"
+    " (SELECT 1 FROM topics WHERE name = inbox.topic AND (NOT compact OR inbox.k IS NOT NULL)) ORDER BY id LIMIT ?"
+)
+
 _R = TypeVar("_R")
 _InboxRow = tuple[str, bytes | None, bytes | None, bytes | None]  # topic, key, value, packed headers
 
@@ -567,10 +572,7 @@ class Log:
         version = self._db.pragma("data_version")
         if version == self._seen_version:
             return
-        rows = self._db.execute(
-            "SELECT id, topic, k, v, h FROM inbox WHERE ? OR topic IN (SELECT name FROM topics) ORDER BY id LIMIT ?",
-            (DEAD_LETTERS in self._topics, INBOX_SLICE),
-        ).fetchall()
+        rows = self._db.execute(_TAKEABLE, (DEAD_LETTERS in self._topics, INBOX_SLICE)).fetchall()
         if rows:
             moves = [self._from_inbox(*cast(_InboxRow, row[1:])) for row in rows]
             placed: list[tuple[_Append, int]] = []
