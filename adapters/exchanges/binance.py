@@ -28,7 +28,7 @@ from typing import Any
 
 import aiohttp
 
-from adapters.exchanges.base import Page, Parsed
+from adapters.exchanges.base import Exchange, Page, Parsed
 from adapters.exchanges.binance_requests import Patience, Requests
 from adapters.exchanges.binance_rows import (
     CANDLE_FIELDS,
@@ -63,7 +63,7 @@ def _trades(body: bytes) -> _Answer:
     return body, read_trades(body)
 
 
-class BinanceSpot:
+class BinanceSpot(Exchange):
     """`Exchange` for Binance spot; `on_wait(seconds, why)` hears of every wait before it begins."""
 
     venue = "binance"
@@ -201,8 +201,9 @@ class BinanceSpot:
     async def _behind_the_last(self, symbol: str, at: _Position, end_ms: int) -> tuple[bytes, Read, tuple[Span, ...]]:
         """No id behind the last one: go on by time, over what the exchange lacks, or end the range here."""
         body, read = await self._trades_at(symbol, at.covered_to + 1, end_ms)
-        if len(read):
-            return body, read, ()
+        if len(read) and at.from_id is not None:
+            by_id = await self._trades_from(symbol, at.from_id)  # there is more: was it only late?
+            return (*by_id, ()) if len(by_id[1]) else (body, read, ())
         lacking, _ = await self._unproven(symbol, (at.covered_to, end_ms))
         return body, read, lacking
 

@@ -25,6 +25,7 @@ Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 _MICROSECONDS = 100_000_000_000_000  # times from here on are microseconds
+_YEAR_2100_MS = 4_102_444_800_000
 _QUOTE_PLACES = 8  # decimals of quote sizes: the exchange's own precision, and exact in float64 up to 9e7
 
 
@@ -307,8 +308,12 @@ def first_at_or_after(read: Read, ts_ms: int) -> int | None:
 
 
 def _all_milliseconds(times: list[int]) -> Ints:
+    """Raises ValueError for a time that is neither in ms nor in us: it would end a range that has not ended."""
     ts = np.array(times, np.int64)
-    return np.where(ts >= _MICROSECONDS, ts // 1000, ts)
+    ts = np.where(ts >= _MICROSECONDS, ts // 1000, ts)
+    if ((ts < 0) | (ts >= _YEAR_2100_MS)).any():
+        raise ValueError("a time is neither in milliseconds nor in microseconds")
+    return ts
 
 
 def milliseconds(ts: int) -> int:

@@ -175,11 +175,17 @@ class SimulatedExchange:
         else:
             return without(self.source.trades_until(symbol, end_ms, limit), lacks)
         kept = without(rows, lacks)
-        for _, lack_end_ms in lacks:  # the page goes on behind what the exchange lacks
-            if len(rows) > len(kept) and len(kept) < limit:
-                resume_ms = max(lack_end_ms, kept.ts_ms[-1] + 1 if len(kept) else 0)
-                more = self.source.trades_between(symbol, resume_ms, end_ms, limit)
-                kept += without(more, lacks).take(range(min(limit - len(kept), len(more))))
+        while len(kept) < len(rows):  # the page goes on behind what the exchange lacks
+            last_ms = rows.ts_ms[-1]
+            lack_end_ms = max((end for start, end in lacks if start <= last_ms < end), default=None)
+            if lack_end_ms is None:
+                rows = self.source.trades_from(symbol, rows.keys[-1] + 1, limit - len(kept), now_ms)
+            else:
+                rows = self.source.trades_between(symbol, lack_end_ms, end_ms, limit - len(kept))
+            if not len(rows):
+                break
+            more = without(rows, lacks)
+            kept, rows = kept + more, kept + rows
         return kept
 
     def _candles(self, query: dict[str, str]) -> Rows:

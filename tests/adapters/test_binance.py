@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -307,6 +308,51 @@ async def test_candles_off_the_grid_are_kept_as_they_are_and_leave_no_hole() -> 
     expected["ts"] = expected["ts"] + late * shifted
     assert delivered.unrecoverable == []
     assert_same(delivered.columns, expected)
+
+
+# -- mixtures -----------------------------------------------------------------------------------------------
+
+_GLITCHES = (
+    "short_page",
+    "empty_page",
+    "repeated_row",
+    "split_millisecond",
+    "html",
+    "cut_json",
+    "reset",
+    "empty_error",
+)
+
+
+def mixture(seed: int, endpoint: str, times_ms: Array, keys: Array) -> list[Behaviour]:
+    """Up to four glitches that pass, one lack and one bad row."""
+    chance = random.Random(seed)
+    plan = [
+        Behaviour(name=chance.choice(_GLITCHES), skip=chance.randrange(10), times=chance.choice((1, 2)))
+        for _ in range(chance.randrange(1, 5))
+    ]
+    start = int(times_ms[chance.randrange(len(times_ms))])
+    lack = Behaviour(name="lacks", endpoint=endpoint, start_ms=start, end_ms=start + chance.choice((1, 50, 900_000)))
+    bad = Behaviour(name="bad_row", endpoint=endpoint, at=int(keys[chance.randrange(len(keys))]))
+    return [*plan, *chance.sample((lack, bad), chance.randrange(3))]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("channel", ["trades", "candles_1m"])
+async def test_whatever_comes_together_no_row_is_lost_unsaid_or_doubled(channel: str, seed: int) -> None:
+    span = HOURS if channel == "trades" else (DAY, DAY + 2 * DAY_MS)
+    endpoint = "aggTrades" if channel == "trades" else "klines"
+    expected = truth(TAPE, channel, span)
+    keys, times_ms = expected[columns_of(channel)[0]], expected["ts_ms" if channel == "trades" else "ts"]
+    plan = mixture(seed, endpoint, times_ms, keys)
+    async with exchange(*plan) as case:
+        delivered = await load(case, channel, span)
+    there = np.isin(keys, delivered.columns[columns_of(channel)[0]])
+    assert_same(delivered.columns, {name: column[there] for name, column in expected.items()})
+    holes = union(delivered.missing, delivered.unrecoverable)
+    assert all(any(start <= ts < end for start, end in holes) for ts in times_ms[~there])
+    if all(behaviour.name in _GLITCHES for behaviour in plan):
+        assert (holes, delivered.rejected) == ([], [])
 
 
 # -- what the exchange lacks, and what cannot be read ---------------------------------------------------------
