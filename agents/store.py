@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import cache
 from typing import Any
 
 import msgspec
 
+from adapters.stores import collections
 from adapters.stores.base import Store
 from app import outside, topics
-from app.core import Message, consumes
-from app.errors import RunFailed, StoreError
+from app.core import Message, consumes, dead_letter
+from app.errors import RunFailed
 from app.telemetry import ROWS
 from app.work import Finished, Job, work
 from models import spans
 from models.control import CONNECTOR, Json
 from models.coverage import Coverage, stream_name
-from models.market import Batch, decode_batch
+from models.market import Batch, decode_batch, interval_of
 from tables.coverage_by_stream import coverage_by_stream
 
 POLL_S = 0.2
@@ -35,9 +37,10 @@ async def store_batches(message: Message) -> None:
     batch = decode_batch(message.value)
     stream = stream_name(batch.venue, batch.symbol, batch.channel)
     ledger = coverage_by_stream.get(stream) or Coverage()
-    ledger.add(batch)
     ledger.at[f"{message.topic}-{message.partition}"] = message.offset
-    await asyncio.to_thread(store_batch, outside.store(), batch, ledger)
+    refused = await asyncio.to_thread(store_batch, outside.store(), collection_of(batch.channel), batch, ledger)
+    if refused:
+        await dead_letter(message, refused)
     coverage_by_stream.put(stream, ledger)
     ROWS.labels("store_batches").inc(len(batch))
 
@@ -54,16 +57,28 @@ async def keep_events(message: Message) -> None:
     await asyncio.to_thread(outside.store().upsert, "telemetry_events", [document])
 
 
-def store_batch(store: Store, batch: Batch, ledger: Coverage) -> None:
-    """Rows first, ledger second. Raises StoreBusy, StoreError."""
-    collection = outside.collection_of(batch.channel)
+@cache
+def collection_of(channel: str) -> str:
+    """The collection of a channel's rows, created when it is not there."""
+    spec = collections.TRADES if channel == "trades" else collections.candles(interval_of(channel))
+    outside.store().ensure(spec)
+    return spec.name
+
+
+def store_batch(store: Store, collection: str, batch: Batch, ledger: Coverage) -> str:
+    """Rows first, ledger second; why rows were refused, if any were: then the batch's span is missing.
+
+    Raises StoreBusy, StoreError.
+    """
+    refused = ""
     if len(batch):
         columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
         if batch.channel != "trades":
             columns |= {"source": batch.source, "version": CANDLE_VERSIONS[batch.source]}
-        result = store.upsert_columns(collection, columns)
-        if result.errors:
-            raise StoreError(f"{collection} refused {len(result.errors)} rows of {batch.origin}: {result.errors[0][2]}")
+        if errors := store.upsert_columns(collection, columns).errors:
+            refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
+            batch = msgspec.structs.replace(batch, missing=(batch.covers,) if batch.covers else ())
+    ledger.add(batch)
     if batch.covers:
         now_ms = int(time.time() * 1000)
         store.upsert("coverage", [{
@@ -72,6 +87,7 @@ def store_batch(store: Store, batch: Batch, ledger: Coverage) -> None:
             "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
             "raw": ledger.raw,
         }])  # fmt: skip
+    return refused
 
 
 @work(CONNECTOR)
@@ -84,7 +100,7 @@ async def persist(job: Job) -> Finished:
     assert step.range_ms is not None
     start, end = step.range_ms
     store = outside.store()
-    collection = outside.collection_of(step.channel)
+    collection = collection_of(step.channel)
     time_column = "ts_ms" if step.channel == "trades" else "ts"
     eq = {"venue": outside.VENUE, "symbol": step.symbol}
     while True:

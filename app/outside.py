@@ -18,7 +18,6 @@ from adapters.stores.sqlite import SqliteStore
 from app.config import settings
 from app.errors import CommandRejected, ExchangeError, SetupRefused
 from models.coverage import Coverage, stream_name
-from models.market import interval_of
 
 VENUE = "binance"
 CONTROL_COLLECTIONS = (
@@ -37,14 +36,6 @@ def store() -> Store:
     for spec in CONTROL_COLLECTIONS:
         opened.ensure(spec)
     return opened
-
-
-@cache
-def collection_of(channel: str) -> str:
-    """The collection of a channel's rows, created when it is not there."""
-    spec = collections.TRADES if channel == "trades" else collections.candles(interval_of(channel))
-    store().ensure(spec)
-    return spec.name
 
 
 def reading_store() -> Store:

@@ -1,0 +1,75 @@
+"""A batch is stored once, the better candle wins, and the ledger never promises what is not stored."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapters.stores import collections
+from adapters.stores.sqlite import SqliteStore
+from agents.store import describe, has_arrived, store_batch
+from models.coverage import Coverage
+from models.market import CANDLE_COLUMNS, Batch, pack_columns
+
+MINUTE = 60_000
+SPEC = collections.candles("1m")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SqliteStore:
+    opened = SqliteStore(tmp_path / "store.db")
+    opened.ensure(SPEC)
+    opened.ensure(collections.COVERAGE)
+    return opened
+
+
+def candles(close: float = 1.0, rows: int = 3, source: str = "history", symbol: str = "BTCUSDT") -> Batch:
+    columns = {name: np.full(rows, close).astype(dtype) for name, dtype in CANDLE_COLUMNS.items()}
+    columns["ts"] = np.arange(rows) * MINUTE
+    return Batch(
+        venue="binance", symbol=symbol, channel="candles_1m", source=source, run="r", ts_receipt_ms=0,
+        origin=("raw.candles", 1, 7), covers=(0, rows * MINUTE) if source == "history" else None,
+        columns=pack_columns("candles_1m", columns),
+    )  # fmt: skip
+
+
+def closes(store: SqliteStore) -> list[float]:
+    return [row["close"] for batch in store.scan(SPEC.name) for row in batch.to_pylist()]
+
+
+def test_a_repeated_batch_changes_nothing(store: SqliteStore) -> None:
+    for _ in range(2):
+        assert store_batch(store, SPEC.name, candles(), Coverage()) == ""
+    assert closes(store) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("order", [("history", "aggregated"), ("aggregated", "history")])
+def test_the_exchanges_own_candle_outranks_the_one_made_from_trades(store: SqliteStore, order: tuple[str, str]) -> None:
+    for source in order:
+        store_batch(store, SPEC.name, candles(2.0 if source == "history" else 1.0, source=source), Coverage())
+    assert closes(store) == [2.0, 2.0, 2.0]
+
+
+def test_the_ledger_is_stored_with_what_it_speaks_of(store: SqliteStore) -> None:
+    store_batch(store, SPEC.name, candles(), Coverage())
+    [document] = store.get("coverage", ["binance.BTCUSDT.candles_1m"])
+    assert document is not None
+    assert document["stored"] == [[0, 3 * MINUTE]]
+    assert document["raw"] == {"raw.candles-1": 7}
+
+
+def test_refused_rows_are_missing_not_stored(store: SqliteStore) -> None:
+    ledger = Coverage()
+    assert "refused 3 rows" in store_batch(store, SPEC.name, candles(symbol="BTC:USDT"), ledger)
+    assert (ledger.stored, ledger.missing) == ([], [(0, 3 * MINUTE)])
+
+
+def test_a_load_has_arrived_when_its_last_page_is_in_the_ledger() -> None:
+    ledger = Coverage(raw={"raw.trades-2": 9})
+    assert has_arrived(ledger, [{"position": ["raw.trades-2", 9]}, {"position": None}, {}])
+    assert not has_arrived(ledger, [{"position": ["raw.trades-2", 10]}])
+    assert not has_arrived(ledger, [{"position": ["raw.trades-0", 0]}])
+
+
+def test_holes_are_told_to_a_person() -> None:
+    assert describe([(5_000, 10_000), (20_000, 21_500)]) == "2 spans, 6.5 s in all, first at 5000 ms"
