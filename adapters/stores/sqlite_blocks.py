@@ -1,8 +1,8 @@
 """Bulk collections in SQLite: a row is a block of about 1,000 rows of one series, as Arrow columns.
 
-Why not a row a row: apsw gives up Python's lock at every row, and in a process whose event loop is busy each row then
-waits up to 5 ms (measured in bench/store.py: below 2,000 rows/s). A block is one row: written, merged and read as
-arrays, exact to the bit, and a month is a thousand reads.
+Why not a row a row: apsw gives up Python's lock at every row, and beside a busy event loop each row may then wait 5 ms
+for it (on an idle machine with two cores: 1,500 rows/s instead of 450,000). A block is one row: written, merged and
+read as arrays, exact to the bit, and a month is a thousand reads. `python -m bench.store` compares the two.
 A batch replaces the blocks it touches in one transaction; a block that it would not change is not written.
 """
 
