@@ -141,9 +141,8 @@ def compose(wish: Wish, catalog: Json, console: Console) -> Json:
         for name, why in catalog.get("left_out", {}).items():
             console.print(f"left out: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
         if not trades:
-            console.print(
-                f"the folder has no trades of {symbol} for {time_range}: their steps are left out", highlight=False
-            )
+            lacks = f"the folder has no trades of {symbol} for {time_range}: their steps are left out"
+            console.print(lacks, highlight=False, soft_wrap=True)
     queue_id = f"demo-{source_name(wish.data)}-{symbol}-{interval}-{time_range}".lower()
     return usual(
         symbol, time_range, interval, Stages(trades=trades), epochs=wish.epochs,

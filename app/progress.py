@@ -24,6 +24,7 @@ from rich.progress import (
 Json = dict[str, Any]
 
 LINE_EVERY_S = 2.0
+SAME_LINE_EVERY_S = 15.0
 RATE_OVER_S = 10.0
 DONE = ("finished", "error", "interrupted")
 WORDS = {"error": "[red]error[/]", "interrupted": "[yellow]interrupted[/]", "finished": "[green]finished[/]"}
@@ -69,12 +70,12 @@ class Rate:
 
 
 class Lines:
-    """One line per step whenever its state changes, and every LINE_EVERY_S while it works."""
+    """One line per step whenever its state changes, and every LINE_EVERY_S while it works and has something new."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._states: dict[int, str] = {}
-        self._said_s: dict[int, float] = {}
+        self._said: dict[int, tuple[float, str]] = {}  # when, what
         self._rates: dict[int, Rate] = {}
 
     def update(self, run: Json) -> None:
@@ -82,11 +83,13 @@ class Lines:
         for index, step in enumerate(run["steps"]):
             state, records = step["state"], int(step.get("records_written") or 0)
             rate = self._rates.setdefault(index, Rate()).at(now, records)
+            said_s, before = self._said.get(index, (-SAME_LINE_EVERY_S, ""))
+            text = _line(step, rate)
             changed = state != self._states.get(index, "waiting")
-            due = state == "loading" and now - self._said_s.get(index, 0.0) >= LINE_EVERY_S
-            if changed or due:
-                self._states[index], self._said_s[index] = state, now
-                self._console.print(_line(step, rate), highlight=False, markup=False, soft_wrap=True)
+            due = now - said_s >= (LINE_EVERY_S if text != before else SAME_LINE_EVERY_S)
+            if changed or (state == "loading" and due):
+                self._states[index], self._said[index] = state, (now, text)
+                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bars:
@@ -120,7 +123,7 @@ class Bars:
 
 
 def _line(step: Json, rate: float) -> str:
-    parts = [f"{step_name(step):<18} {step['state']:<11}"]
+    parts = [f"{step_name(step):<18} {step['state']:<11}".rstrip()]
     if step.get("progress") is not None and step["state"] == "loading":
         parts.append(f"{float(step['progress']):>4.0%}")
     if records := int(step.get("records_written") or 0):
