@@ -17,6 +17,8 @@ const minute = new Intl.DateTimeFormat("en-GB", {
   day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", timeZone: "UTC",
 });
 
+const clock = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium", timeZone: "UTC" });
+
 function el(tag, props = {}, ...children) {
   const svg = ["svg", "line", "circle"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -79,7 +81,7 @@ function connect() {
   socket.onmessage = ({ data }) => follow(JSON.parse(data));
   socket.onclose = () => {
     connection.tries += 1;
-    sayConnection("lost", "reconnecting");
+    if ($("connection").dataset.state !== "lost") sayConnection("lost", `reconnecting; this is from ${clock.format(Date.now())}`);
     setTimeout(connect, Math.min(8000, 400 * 2 ** connection.tries) * (0.5 + Math.random() / 2));
   };
 }
@@ -88,7 +90,8 @@ async function refreshAll() {
   const [status, { queues }] = await Promise.all([ask("/status"), ask(`/queues?limit=${RUNS_SHOWN}`)]);
   showStatus(status);
   showRuns(queues);
-  await Promise.all([refreshCoverage(), showNewestReport()]);
+  await refreshCoverage();
+  showNewestReportSoon();
 }
 
 // A call that many events ask for happens once, soon, and again only when it is over.
@@ -96,7 +99,7 @@ function soon(action, wait = 150) {
   let timer = null;
   return () => {
     timer ??= setTimeout(async () => {
-      try { await action(); } catch { /* the connection says so, and asks again */ } finally { timer = null; }
+      try { await action(); } catch (failed) { console.warn(failed.message); } finally { timer = null; }
     }, wait);
   };
 }
@@ -143,9 +146,10 @@ class RunCard {
     this.report = el("button", { type: "button", onclick: () => openReport(this.run.queue_id) }, "Report");
     this.id = el("p", { class: "id" });
     this.steps = el("ol");
+    this.details = el("details", { open: run.live }, el("summary"), this.steps);
     this.node = el("article", { class: "run" },
       el("header", {}, this.title, this.range, this.state, el("div", { class: "actions" }, this.report, this.stop)),
-      this.id, this.steps);
+      this.id, this.details);
     this.take(run);
   }
 
@@ -154,6 +158,7 @@ class RunCard {
       put($("announcer"), `${run.queue_id}: ${run.state}`);
       showNewestReportSoon();
     }
+    if (run.live && !this.run?.live) this.details.open = true;
     this.run = run;
     this.update();
   }
@@ -164,6 +169,9 @@ class RunCard {
     put(this.title, symbols.join(", ") || "Simulated service");
     const spans = run.steps.map((step) => step.range_ms).filter(Boolean);
     put(this.range, spans.length ? rangeText(Math.min(...spans.map((s) => s[0])), Math.max(...spans.map((s) => s[1]))) : "");
+    this.range.hidden = !spans.length;
+    const done = run.steps.filter((step) => step.state === "finished").length;
+    put(this.details.firstChild, `${done} of ${run.steps.length} ${run.steps.length === 1 ? "step" : "steps"} finished`);
     put(this.state, run.state);
     this.state.dataset.state = run.state;
     put(this.id, `${run.queue_id} · ${minute.format(run.created_at * 1000)}`);
@@ -185,7 +193,7 @@ class RunCard {
     const [name, bar, state, note] = row.children;
     row.dataset.state = step.state;
     put(name, stepName(step));
-    put(state, step.state === "launched" ? "starting" : step.state);
+    put(state, { launched: "starting", loading: "working" }[step.state] || step.state);
     const active = ["launched", "loading"].includes(step.state);
     const share = step.state === "finished" ? 1 : step.progress;
     bar.classList.toggle("unknown", active && share == null);
@@ -200,7 +208,7 @@ class RunCard {
 
   noteOf(step, active) {
     const parts = [];
-    if (step.records_written) parts.push(`${number.format(step.records_written)} records`);
+    if (step.records_written > 1) parts.push(`${number.format(step.records_written)} records`);
     const pace = this.pace.get(step.task_id);
     if (active && pace?.perSecond > 0) parts.push(`${number.format(Math.round(pace.perSecond))}/s`);
     if (active && step.progress > 0) parts.push(`${Math.floor(100 * step.progress)} %`);
@@ -243,6 +251,7 @@ const rangeText = (start, end) => `${day.format(start)} – ${day.format(end)}`;
 
 function showRuns(runs) {
   const list = $("run-list");
+  const wasShown = cards.size > 0;
   $("no-runs").hidden = runs.length > 0;
   const known = new Set(runs.map((run) => run.queue_id));
   for (const [id, card] of cards) {
@@ -254,6 +263,7 @@ function showRuns(runs) {
     const { node } = cards.get(run.queue_id);
     if (list.children[index] !== node) list.insertBefore(node, list.children[index] || null);
   });
+  if (!wasShown && runs.length) cards.get(runs[0].queue_id).details.open = true; // later it is the reader's choice
 }
 
 // --- status, start ------------------------------------------------------------------------------
@@ -265,21 +275,33 @@ function showStatus(status) {
     $("simulated").title = simulated.source === "recorded"
       ? "The data comes from recorded files, served by the simulated exchange"
       : `The data is generated by the simulated exchange (seed ${simulated.seed})`;
+    market = simulated;
     $("symbols").replaceChildren(...(simulated.symbols || []).map((symbol) => el("option", { value: symbol })));
   }
   document.querySelector(".token").hidden = !status.token_needed;
-  const form = $("start").elements;
-  if (!form.from.value) {
-    const [from, to] = usualRange(simulated);
-    form.from.value = from.toISOString().slice(0, 10);
-    form.to.value = to.toISOString().slice(0, 10);
-  }
+  if (!status.exchange) sayStart("This worker knows no exchange; set BINANCE_API_URL to load from one.", true);
+  const { symbol, from } = $("start").elements;
+  if (from.value) return;
+  const symbols = simulated?.symbols || [];
+  if (symbols.length && !symbols.includes(symbol.value)) [symbol.value] = symbols;
+  proposeRange();
 }
 
-// The newest month that the simulated exchange can serve; of a real one the last whole days.
-function usualRange(simulated) {
+let market = null; // what the simulated exchange serves; null where the exchange is a real one
+let rangeIsOurs = true; // until somebody types one
+
+function proposeRange() {
+  if (!rangeIsOurs) return;
+  const { symbol, from, to } = $("start").elements;
+  const [first, last] = usualRange(symbol.value.trim().toUpperCase());
+  from.value = first.toISOString().slice(0, 10);
+  to.value = last.toISOString().slice(0, 10);
+}
+
+// The newest month that the simulated exchange has of a symbol; of a real exchange the last whole days.
+function usualRange(symbol) {
   const dayMs = 86400000;
-  const streams = (simulated?.streams || []).filter((stream) => stream.end_ms > stream.start_ms);
+  const streams = (market?.streams || []).filter((one) => one.symbol === symbol && one.end_ms > one.start_ms);
   const end = Math.min(Date.now(), ...streams.map((stream) => stream.end_ms));
   const start = Math.max(...streams.map((stream) => stream.start_ms), 0);
   const to = Math.floor(end / dayMs) * dayMs;
@@ -311,6 +333,9 @@ function markField(field) {
   if (input) { input.setAttribute("aria-invalid", "true"); input.focus(); }
 }
 
+$("start").elements.symbol.addEventListener("change", proposeRange);
+for (const name of ["from", "to"]) $("start").elements[name].addEventListener("input", () => { rangeIsOurs = false; });
+
 $("start").addEventListener("submit", async (submitted) => {
   submitted.preventDefault();
   const form = Object.fromEntries(new FormData(submitted.target));
@@ -332,8 +357,13 @@ $("start").addEventListener("submit", async (submitted) => {
 
 // --- coverage -----------------------------------------------------------------------------------
 
+let coverageShown = "";
+
 async function refreshCoverage() {
   const { streams } = await ask("/coverage");
+  const said = JSON.stringify(streams);
+  if (said === coverageShown) return; // what somebody points at stays where it is
+  coverageShown = said;
   $("no-coverage").hidden = streams.length > 0;
   $("legend").hidden = !streams.length;
   const open = new Set([...document.querySelectorAll(".stream:has(details[open])")].map((one) => one.dataset.stream));
@@ -411,7 +441,7 @@ async function showReport(queueId) {
   }
   if (!report.models.length) parts.push(el("p", { class: "empty" }, "This run has not trained a model."));
   $("report-body").replaceChildren(...parts);
-  put($("report-title"), `Report of ${queueId}`);
+  put($("report-run"), queueId);
   $("report").hidden = false;
 }
 
