@@ -237,7 +237,7 @@ def test_a_repeat_writes_nothing_to_the_file(store: SqliteStore) -> None:
     assert store._writer.total_changes() == changes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     ids=st.lists(st.integers(0, 20_000), max_size=40, unique=True),
     times=st.lists(st.integers(0, 300), min_size=40, max_size=40),

@@ -402,7 +402,7 @@ EDGE = st.one_of(st.none(), st.integers(-5, 65))
 
 
 @BOTH
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_writes_and_reads_agree_with_a_plain_dictionary(spec: CollectionSpec, data: st.DataObject) -> None:
     batches = data.draw(st.lists(st.lists(DOCUMENTS, max_size=12), max_size=6))
