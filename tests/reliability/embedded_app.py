@@ -58,9 +58,8 @@ def make_app(path: Path, *, table_manager: Any = faust_repair.TableManager, **se
         topic_partitions=PARTITIONS,
         table_standby_replicas=0,
         broker_commit_interval=0.2,
-        stream_buffer_maxsize=512,
         web_enabled=False,
-        **settings,
+        **{"stream_buffer_maxsize": 512, **settings},
     )
     raw: dict[str, Any] = {"key_serializer": "raw", "value_serializer": "raw"}
     numbers = app.topic("numbers", partitions=PARTITIONS, key_type=bytes, value_type=bytes, **raw)
