@@ -23,17 +23,16 @@ Json = dict[str, Any]
 Answer = TypeVar("Answer")
 
 EXIT_INTERRUPTED = 130
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # what typer raises for any mistyped command line
 POLL_S = 0.3
 PONG_WITHIN_S = 3.0
 
 app = typer.Typer(
-    name="python -m app", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
+    name="python -m app", add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="One Faust application: market history in, dependable data and graph networks out.",
 )  # fmt: skip
-dead_letters_app = typer.Typer(
-    rich_markup_mode=None, invoke_without_command=True, help="What could not be used: list it, send it again."
-)
+dead_letters_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(dead_letters_app, name="dead-letters")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else there.")]
@@ -380,7 +379,7 @@ def config(as_json: AsJson = False) -> None:
 
 @dead_letters_app.callback()
 def dead_letters(context: typer.Context, as_json: AsJson = False) -> None:
-    """What could not be used, with its bytes, where it came from and why; the newest last.
+    """List what could not be used, with its bytes, where it came from and why; or send it again.
 
     \b
     Examples:
@@ -420,19 +419,19 @@ def send_again(
 
 def main() -> NoReturn:
     """Run a command; every expected error becomes one line on stderr and its exit code."""
-    import click
-
     as_json = "--json" in sys.argv
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         code = typer.main.get_command(app)(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except StreamForgeError as error:
         fail(str(error), error.exit_code, as_json, getattr(error, "field", None))
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         option = getattr(getattr(error, "param", None), "name", None)
-        fail(error.format_message(), CommandRejected.exit_code, as_json, option)
-    except (KeyboardInterrupt, click.Abort):
+        fail(error.format_message(), CommandRejected.exit_code, as_json, option)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:  # the reader has seen enough
         sys.stderr.close()
