@@ -19,6 +19,7 @@ from app.core import Message, app, consumes
 from app.web.calls import call, error
 
 FRAMES_KEPT = 1_000  # per viewer; at a busy run's 20 events a second, most of a minute
+GOODBYE_WITHIN_S = 1.0  # a viewer's answer to our last frame
 SEND_WITHIN_S = 5.0  # a frame the network does not take for so long: the viewer is gone
 TOO_SLOW = "you read too slowly; connect again and ask for the events you missed"
 FRAME_MOST = 4_096  # bytes of what a viewer says; nothing it says matters
@@ -95,7 +96,9 @@ class Audience:
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """A call that becomes a viewer, until it leaves or is cut off."""
-        socket = web.WebSocketResponse(heartbeat=20.0, compress=False, max_msg_size=FRAME_MOST, timeout=SEND_WITHIN_S)
+        socket = web.WebSocketResponse(
+            heartbeat=20.0, compress=False, max_msg_size=FRAME_MOST, timeout=GOODBYE_WITHIN_S
+        )
         if not socket.can_prepare(request).ok:
             return error(426, "this is a WebSocket: connect with ws://", headers={"Upgrade": "websocket"})
         viewer = Viewer(socket, self._kept)

@@ -1,4 +1,4 @@
-"""The page in a real browser: progress moves, buttons work, holes and intervals are seen, and nothing is run that is data.
+"""The page in a real browser: progress moves, buttons work, holes and intervals are seen, and data is never run.
 
 Two kinds of tests: on a real worker, and on a page whose calls are answered from here, for what takes long to come by.
 `PAGE_SCREENSHOTS=FOLDER` keeps a picture of each for a person to look at.
@@ -20,8 +20,8 @@ from tests.processes import Process
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-sandbox",
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--no-sandbox",
+    "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 Start = Callable[..., Any]
 DUMMY = {"target": "dummy-service", "type": "simulate"}
@@ -102,9 +102,7 @@ def test_stop_interrupts_a_run(start_worker: Start, page: Page) -> None:
     expect(page.get_by_role("button", name="Stop endless")).to_be_hidden()
 
 
-def test_the_page_says_that_it_is_cut_off_and_catches_up_when_the_worker_is_back(
-    start_worker: Start, page: Page
-) -> None:
+def test_a_page_that_is_cut_off_says_so_and_catches_up_later(start_worker: Start, page: Page) -> None:
     worker = start_worker()
     live(page, worker.url)
     worker.kill()
@@ -154,7 +152,8 @@ def test_the_form_starts_the_usual_pipeline_and_shows_what_is_refused(
 def step(index: int, target: str, kind: str, state: str, **facts: Any) -> dict[str, Any]:
     return {
         "task_id": f"month.{index}", "target": target, "type": kind, "symbol": "BTCUSDT", "attempt": 1, "state": state,
-        "range_ms": [NOON_MS, NOON_MS + 30 * DAY_MS], "records_written": 0, "progress": None, "message": "", "error": "",
+        "range_ms": [NOON_MS, NOON_MS + 30 * DAY_MS], "records_written": 0, "progress": None, "message": "",
+        "error": "",
     } | facts  # fmt: skip
 
 
@@ -169,7 +168,7 @@ def model(name: str, role: str, auc: float) -> dict[str, Any]:
 
 
 RUN = {
-    "queue_id": "month", "state": "finished", "live": False, "created_at": 1_795_249_951.0, "progress": 1.0,
+    "queue_id": "month", "state": "error", "live": False, "created_at": 1_795_249_951.0, "progress": 1.0,
     "steps": [
         step(0, "loader-producer", "api_trades", "finished", records_written=1_100_000, progress=1.0),
         step(1, "arango-connector", "api_trades", "error", error=HOSTILE, message=HOSTILE),
@@ -185,7 +184,9 @@ COVERAGE = {
 }  # fmt: skip
 REPORT = {
     "queue_id": "month", "state": "finished", "seconds": 171.0, "error": "", "complete": False,
-    "streams": [{"symbol": "BTCUSDT", "channel": "candles_5m", "rows": 8_640, "candles_expected": 8_640, "complete": True}],
+    "streams": [
+        {"symbol": "BTCUSDT", "channel": "candles_5m", "rows": 8_640, "candles_expected": 8_640, "complete": True},
+    ],
     "graphs": [{"graph": "g", "vertices": 8_640, "edges": 91_000}],
     "models": [{"model": "gnn", "version": "month", "artifact": HOSTILE, "metrics": {"labels": [{
         "label": "dir", "horizon_bars": 12, "folds": 1, "samples": {"test": 1_700}, "standard_error": 0.042,
@@ -211,9 +212,7 @@ def canned(page: Page) -> list[dict[str, Any]]:
     def respond(route: Route) -> None:
         path = route.request.url.removeprefix("http://page.test").partition("?")[0]
         if route.request.method == "POST":
-            posted.append(
-                {"path": path, "headers": route.request.headers, "body": json.loads(route.request.post_data or "")}
-            )
+            posted.append({"headers": route.request.headers, "body": json.loads(route.request.post_data or "")})
             route.fulfill(status=401, json={"error": "this call changes something"})
         elif path in answers:
             route.fulfill(json=answers[path])
@@ -249,7 +248,7 @@ def test_holes_and_intervals_are_seen(page: Page) -> None:
     titles = [part.get_attribute("title") for part in strip.locator("[data-kind=missing]").all()]
     assert titles == ["missing: 30 Aug, 00:00 – 2 Sept, 00:00 (3.0 days)"]
     row = page.get_by_role("row", name="SAGE")
-    expect(row).to_contain_text("0.520 0.490 – 0.550".replace(" ", "", 1))
+    expect(row).to_contain_text("0.490 – 0.550")
     expect(row.locator("svg circle")).to_have_count(1)
     expect(page.locator(".verdict")).to_have_text("SAGE cannot be told from majority")
     expect(page.locator("#report")).to_contain_text("8,640 of 8,640")
@@ -288,9 +287,7 @@ def test_everything_can_be_reached_and_used_by_keyboard(page: Page) -> None:
     reached = []
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.append(
-            page.evaluate("document.activeElement.name || document.activeElement.textContent.trim().slice(0, 30)")
-        )
+        reached.append(page.evaluate("(({name, textContent}) => name || textContent.trim())(document.activeElement)"))
     for wanted in ("Skip to the runs", "Report", "symbol", "interval", "from", "to", "token", "2 holes"):
         assert wanted in reached, reached
     page.get_by_role("button", name="Report of month").press("Enter")

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import aiohttp
 import pyarrow as pa
 import pytest
+
+from tests.processes import Process, wait_for
 
 Start = Callable[..., Any]
 DUMMY = {"target": "dummy-service", "type": "simulate"}
@@ -123,6 +126,43 @@ async def test_every_viewer_sees_every_event_and_none_keeps_the_worker_from_stop
         # The other two never read again: nothing they do or leave may hold the worker.
         assert await ending == 0
         assert time.monotonic() - began < 10
+
+
+def test_a_foreign_page_can_neither_change_nor_watch_anything(start_worker: Start) -> None:
+    worker = start_worker()
+    body = json.dumps({"queue_id": "d", "requests": [DUMMY]}).encode()
+    handshake = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
+                 "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+    evil = {"Origin": "https://evil.example"}
+    for path, data, headers in (("/queues/start", body, evil), ("/ws/queues", None, handshake | evil),
+                                ("/queues/start", body, {"Host": "evil.example"}),
+                                ("/queues", None, {"Host": "evil.example"})):  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(worker.url + path, data, headers), timeout=10)
+        assert refused.value.code == 403
+        assert json.load(refused.value)["error"]
+    assert worker.get("/queues")[1]["queues"] == []
+
+
+def test_a_starting_worker_says_503_until_it_knows_its_runs_again(start_worker: Start) -> None:
+    worker = start_worker()
+    worker.post("/queues/start", {"queue_id": "known", "requests": [DUMMY | {"payload": {"seconds": 0.1}}]})
+    worker.wait_for_end("known")
+    worker.kill()
+    Process.__init__(worker, "worker", ["worker"], worker.folder, worker.env)
+    status = 0
+
+    def answers() -> bool:
+        nonlocal status
+        try:
+            status, answer = worker.get("/queues")
+        except urllib.error.URLError:
+            return False
+        assert status in (200, 503), answer
+        assert status == 503 or [run["queue_id"] for run in answer["queues"]] == ["known"]
+        return bool(status == 200)
+
+    wait_for(answers, 30, worker.said)
 
 
 def test_a_worker_with_a_token_changes_nothing_without_it(start_worker: Start) -> None:

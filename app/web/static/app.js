@@ -410,7 +410,7 @@ function merge(parts, length) {
 
 // --- report -------------------------------------------------------------------------------------
 
-const METRICS = [["accuracy", "Accuracy"], ["auc", "AUC"], ["log_loss", "Log-loss"], ["mcc", "MCC"]];
+const METRICS = [["auc", "AUC"], ["accuracy", "Accuracy"], ["log_loss", "Log-loss"], ["mcc", "MCC"]];
 let reportShown = "";
 
 async function showNewestReport() {
@@ -470,7 +470,7 @@ function labelNode(label) {
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Models for ${label.label}` },
       el("table", {},
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Model"),
-          ...METRICS.map(([, title]) => el("th", { scope: "col" }, title)), el("th", { scope: "col" }, "AUC, 95 % interval"))),
+          el("th", { scope: "col" }, "AUC, 95 % interval"), ...METRICS.map(([, title]) => el("th", { scope: "col" }, title)))),
         el("tbody", {}, ...label.models.map((model) => modelRow(model, low, high))))),
     label.warnings.length ? el("ul", { class: "warnings" }, ...label.warnings.map((text) => el("li", {}, text))) : null);
 }
@@ -480,8 +480,8 @@ function modelRow(model, low, high) {
     const { value, low: from, high: to } = model.metrics[name];
     return el("td", {}, figure(value), el("small", {}, `${figure(from)} – ${figure(to)}`));
   });
-  return el("tr", { "data-role": model.role }, el("th", { scope: "row" }, model.name), ...cells,
-    el("td", {}, whisker(model.metrics.auc, low, high)));
+  return el("tr", { "data-role": model.role }, el("th", { scope: "row" }, model.name),
+    el("td", {}, whisker(model.metrics.auc, low, high)), ...cells);
 }
 
 const figure = (value) => (value == null ? "–" : value.toFixed(3));
