@@ -313,6 +313,9 @@ def train(workdir: Path, reporter: Reporter, switch: StopSwitch) -> None:
 def main(arguments: list[str]) -> int:
     """Exit code of one training."""
     switch = StopSwitch()
+    # For OpenMP, which reads it when torch is loaded: threads that wait by spinning make every epoch ten times slower
+    # on a busy machine. Whoever sets it outside wins.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # noqa: TID251
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of torch about itself, on every import
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m models.gnn.train WORKDIR\n")
