@@ -31,7 +31,7 @@ def call(path: str, method: str = "get") -> Callable[[Handler], Handler]:
 
 def answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
-        body=orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS), status=status, content_type="application/json",
+        body=orjson.dumps(value), status=status, content_type="application/json",
         charset="utf-8", headers=headers,
     )  # fmt: skip
 

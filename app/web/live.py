@@ -18,7 +18,7 @@ from app import topics
 from app.core import Message, app, consumes
 from app.web.calls import call, error
 
-FRAMES_KEPT = 1_000  # per viewer; at a busy run's 20 events a second, most of a minute
+FRAMES_KEPT = 1_000  # per viewer; a run makes two or three events a second, so some minutes
 GOODBYE_WITHIN_S = 1.0  # a viewer's answer to our last frame
 SEND_WITHIN_S = 5.0  # a frame the network does not take for so long: the viewer is gone
 TOO_SLOW = "you read too slowly; connect again and ask for the events you missed"

@@ -57,6 +57,7 @@ def test_what_cannot_be_granted_is_refused_with_its_field_and_nothing_is_written
         got, answer = worker.post(path, body)
         assert (got, answer.get("field")) == (status, field), (path, body, answer)
         assert answer["error"]
+    assert worker.post("/queues/start", {"requests": [DUMMY], "payload": {"much": "x" * (2 << 20)}})[0] == 413
     assert worker.get("/queues")[1]["queues"] == []
     assert worker.events() == []
     for path, status in (("/queues/nobody", 404), ("/queues/nobody/events", 404), ("/queues/nobody/report", 404),
