@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import types
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -236,41 +237,62 @@ class Consumer(base.Consumer):
         return await self._fetch()
 
     async def _fetch(self) -> dict[TP, list[Record]]:
+        """Raises LogDamaged, and the failure of a log that takes no more."""
         if self._log.failure is not None:
             raise self._log.failure
         off_disk: dict[TP, tuple[int, int, list[Record]]] = {}
-        for tp, position in self._ready():
-            if self._in_memory(tp, position) is None:
+        for tp, position, limit in self._ready():
+            if self._in_memory(tp, position, limit) is None:
                 turn = self._turns[tp]
-                records = await self._log.read(*tp, position, max_records=FETCH_RECORDS, max_bytes=FETCH_BYTES)
+                records = await self._log.read(*tp, position, max_records=limit, max_bytes=FETCH_BYTES)
                 off_disk[tp] = (turn, position, records)
         found: dict[TP, list[Record]] = {}
-        for tp, position in self._ready():  # once more, as they are now: no await from here to the positions
-            records_now = self._in_memory(tp, position)
+        for tp, position, limit in self._ready():  # once more, as they are now: no await from here to the positions
+            records_now = self._in_memory(tp, position, limit)
             if records_now is None:
                 turn, read_from, records_now = off_disk.get(tp, (-1, -1, []))
                 if turn != self._turns[tp] or read_from != position:
                     continue
                 if not records_now:  # retention has emptied what was here
                     self._positions[tp] = max(position, self._log.first_readable(*tp))
+                records_now = records_now[:limit]
             if records_now:
                 self._positions[tp] = records_now[-1].offset + 1
                 self._fetched_turns[tp] = self._turns[tp]
                 found[tp] = records_now
         return found
 
-    def _ready(self) -> list[tuple[TP, int]]:
-        active, end = self._active_partitions, self._log.end
+    def _ready(self) -> list[tuple[TP, int, int]]:
+        """(partition, position, records to fetch) where there is something to fetch and a place to put it.
+
+        No more than its agents' queues take at once: a delivery that waits for a slow agent holds up every other
+        topic, `ping` among them. Recovery has nothing else to do, so it may wait.
+        """
         if not self.flow_active:
             return []
-        return [
-            (tp, position)
-            for tp, position in self._positions.items()
-            if position is not None and tp in active and position < end(*tp)
-        ]
+        active, end, changelogs = self._active_partitions, self._log.end, self.app.tables.changelog_topics
+        taken: dict[Any, int] = defaultdict(int)
+        ready = []
+        for tp, position in self._positions.items():
+            if position is None or tp not in active or position >= end(*tp):
+                continue
+            limit = FETCH_RECORDS
+            if tp.topic not in changelogs:
+                queues = [channel.queue for channel in self._channels_of(tp)]
+                limit = min(
+                    [limit, *(queue.maxsize - queue.qsize() - taken[queue] for queue in queues if queue.maxsize)]
+                )
+                for queue in queues:
+                    taken[queue] += max(0, limit)
+            if limit > 0:
+                ready.append((tp, position, limit))
+        return ready
 
-    def _in_memory(self, tp: TP, position: int) -> list[Record] | None:
-        return self._log.read_memory(*tp, position, max_records=FETCH_RECORDS, max_bytes=FETCH_BYTES)
+    def _channels_of(self, tp: TP) -> Iterable[Any]:
+        return cast(Iterable[Any], cast(Any, self.app.topics)._tp_index.get(tp, ()))
+
+    def _in_memory(self, tp: TP, position: int, limit: int) -> list[Record] | None:
+        return self._log.read_memory(*tp, position, max_records=limit, max_bytes=FETCH_BYTES)
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
         key, value = record.key, record.value

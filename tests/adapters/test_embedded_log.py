@@ -118,6 +118,15 @@ async def test_an_unknown_topic_or_partition_is_refused_at_once(log: Log) -> Non
         log.append("c", None, b"v")
 
 
+async def test_what_could_not_be_read_again_is_refused_at_once(log: Log) -> None:
+    log.ensure_topic("t", 1)
+    with pytest.raises(TypeError, match="value str, not bytes"):
+        log.append("t", b"k", "text")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="header 'queue_id' has a value of type str"):
+        log.append("t", b"k", b"v", headers=[("queue_id", "q1")])  # type: ignore[list-item]
+    assert (await log.append("t", b"k", b"v")).offset == 0
+
+
 def test_another_partition_count_is_refused_and_the_same_changes_nothing(log: Log) -> None:
     log.ensure_topic("t", 4, compact=True)
     log.ensure_topic("t", 4)
@@ -239,7 +248,11 @@ async def test_memory_is_bounded_over_all_partitions_and_disk_has_the_rest(path:
         assert newest is not None
         assert [(record.offset, record.value) for record in newest] == wanted[-1:]
     held = sum(
-        len(record.value or b"") for t in log._topics.values() for p in t.partitions for record in p.tail if record
+        len(record.value or b"")
+        for t in log._memory.topics.values()
+        for p in t.partitions
+        for record in p.tail
+        if record
     )
     assert held <= 1_000_000
     log.close()
