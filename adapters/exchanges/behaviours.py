@@ -121,12 +121,11 @@ class Active:
 
 
 def lacked(actives: Sequence[Active], endpoint: str, symbol: str) -> list[Span]:
-    """The ranges that `lacks` takes from this endpoint and symbol."""
-    return [
-        (active.behaviour.start_ms or 0, active.behaviour.end_ms or 0)
-        for active in actives
-        if active.due("lacks", endpoint, symbol)
-    ]
+    """The ranges that `lacks` takes from this answer."""
+    due = [active for active in actives if active.due("lacks", endpoint, symbol)]
+    for active in due:
+        active.shown += 1
+    return [(active.behaviour.start_ms or 0, active.behaviour.end_ms or 0) for active in due]
 
 
 def without(rows: Rows, spans: Sequence[Span]) -> Rows:
@@ -154,6 +153,13 @@ def alter(rows: Rows, behaviour: Behaviour, endpoint: str) -> Rows:
         row = orjson.loads(texts[i])
         texts[i] = orjson.dumps(change(row, behaviour, endpoint == "klines")).decode()
     return Rows(rows.keys, rows.ts_ms, texts)
+
+
+def open_late(rows: Rows, behaviour: Behaviour, last_ms: int) -> Rows:
+    """Candles off the grid; what opens behind `last_ms` then is no answer any more."""
+    late = alter(rows, behaviour, "klines")
+    shifted, offset_ms = set(_touched(rows, behaviour)), behaviour.offset_ms or 0
+    return late.take(i for i, key in enumerate(rows.keys) if i not in shifted or key + offset_ms <= last_ms)
 
 
 def _touched(rows: Rows, behaviour: Behaviour) -> Sequence[int]:
@@ -198,4 +204,4 @@ _ALTERATIONS = {
     "microseconds": _microseconds,
     "extra_fields": _extra_fields,
 }
-ALTERATIONS = tuple(_ALTERATIONS)
+ALTERATIONS = tuple(name for name in _ALTERATIONS if name != "unaligned")

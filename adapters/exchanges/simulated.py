@@ -31,6 +31,7 @@ from adapters.exchanges.behaviours import (
     alter,
     checked,
     lacked,
+    open_late,
     read_plan,
     read_plan_file,
     shorten,
@@ -200,6 +201,10 @@ class SimulatedExchange:
             rows = self.source.candles_until(symbol, interval, end_ms, limit, now_ms)
         else:
             rows = self.source.candles_between(symbol, interval, start_ms, end_ms, limit, now_ms)
+        late = self._due("unaligned", "klines", symbol)
+        if late is not None:
+            late.shown += 1
+            rows = open_late(rows, late.behaviour, end_ms)
         return without(rows, lacked(self._active, "klines", symbol))
 
     def _misshape(self, endpoint: str, query: dict[str, str], rows: Rows) -> Rows:

@@ -191,7 +191,9 @@ SURVIVED = [
     Behaviour(name="empty_error", skip=2, times=2),
     Behaviour(name="error_code", skip=2, times=2, at=1007),
     Behaviour(name="error_code", skip=2, at=1000, status=500),
+    Behaviour(name="error_code", skip=2, at=9999, status=503),
     Behaviour(name="cut_json", times=2),
+    Behaviour(name="lacks", start_ms=DAY + 10 * 3_600_000, end_ms=DAY + 11 * 3_600_000, times=1, skip=1),
     Behaviour(name="slow", skip=3, seconds=0.6),
     Behaviour(name="reset", skip=2, times=2),
     Behaviour(name="down", seconds=0.3),
@@ -296,14 +298,15 @@ async def test_a_candle_that_closes_early_is_kept_and_the_hole_behind_it_named()
     assert_same(delivered.columns, {name: np.delete(column, 13) for name, column in expected.items()})
 
 
-async def test_candles_off_the_grid_are_kept_as_they_are_and_leave_no_hole() -> None:
+@pytest.mark.parametrize("hours", [24, 9, 8])
+async def test_candles_off_the_grid_are_kept_as_they_are_and_leave_no_hole(hours: int) -> None:
     """2018-02-09: after a restart hourly candles opened at xx:28:14.789."""
     start, end, late = DAY + 5 * 3_600_000, DAY + 9 * 3_600_000, 1_694_789
     async with exchange(
         Behaviour(name="unaligned", endpoint="klines", start_ms=start, end_ms=end, offset_ms=late)
     ) as case:
-        delivered = await load(case, "candles_1h", (DAY, DAY + DAY_MS))
-    expected = truth(TAPE, "candles_1h", (DAY, DAY + DAY_MS))
+        delivered = await load(case, "candles_1h", (DAY, DAY + hours * 3_600_000))
+    expected = truth(TAPE, "candles_1h", (DAY, DAY + hours * 3_600_000))
     shifted = (expected["ts"] >= start) & (expected["ts"] < end)
     expected["ts"] = expected["ts"] + late * shifted
     assert delivered.unrecoverable == []
@@ -396,6 +399,17 @@ async def test_a_bad_trade_is_put_aside_with_its_bytes_and_the_others_go_on(row:
     before = int(trades.ts_ms[row - 1]) if row else HOURS[0]
     assert delivered.missing == [(before, int(trades.ts_ms[row + 1]) + 1)]
     assert delivered.unrecoverable == []
+
+
+async def test_a_bad_trade_in_a_pages_last_millisecond_leaves_all_of_it_missing() -> None:
+    """The next page goes on in the same millisecond, and must not call it covered."""
+    trades = TAPE.trades(SYMBOL, *HOURS)
+    row = next(i for i in range(300, 900) if trades.ts_ms[i - 1] == trades.ts_ms[i] == trades.ts_ms[i + 1])
+    bad = Behaviour(name="bad_row", endpoint="aggTrades", at=int(trades.id[row - 1]))
+    async with exchange(bad, Behaviour(name="short_page", rows=row + 1)) as case:
+        delivered = await load(case, "trades", HOURS)
+    assert delivered.missing == [(int(trades.ts_ms[row - 2]), int(trades.ts_ms[row]) + 1)]
+    assert len(delivered.columns["id"]) == len(trades) - 1
 
 
 @pytest.mark.parametrize("row", [0, 1, 999, 1000, 2879])

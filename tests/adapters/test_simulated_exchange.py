@@ -246,7 +246,7 @@ async def test_the_process_says_its_address_and_ends_on_sigterm() -> None:
 
 # -- recorded files -------------------------------------------------------------------------------------------
 
-HEADER = "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore\n"
+HEADER = "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_quote,ignore\n"
 
 
 def candle(ts: int, price: str = "10.50", unit: int = 1) -> str:
