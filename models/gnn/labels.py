@@ -22,7 +22,7 @@ from app.errors import CommandRejected
 from models.gnn.features import CandleGrid, Floats, rolling_mean, shift
 
 MEDIAN_SPAN_MS = 7 * 86_400_000
-MEDIAN_MIN_BARS = 288  # a median of less than this is no regime
+MEDIAN_MIN_BARS = 288  # a median of less than this (half the span, where seven days are fewer) is no regime
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def _volatility_regime(grid: CandleGrid, horizon_bars: int) -> Floats:
     realised = np.sqrt(np.where(whole, rolling_mean(squares, horizon_bars), np.nan))
     ratio = np.log(_ahead(realised, horizon_bars) / grid.volatility())  # at t, of bars t+1..t+h
     ratio = np.where(np.isfinite(ratio), ratio, np.nan)
-    median = trailing_median(ratio, MEDIAN_SPAN_MS // grid.interval_ms, MEDIAN_MIN_BARS)
+    span_bars = max(MEDIAN_SPAN_MS // grid.interval_ms, 1)
+    median = trailing_median(ratio, span_bars, min(MEDIAN_MIN_BARS, (span_bars + 1) // 2))
     return ratio - shift(median, horizon_bars + 1)
 
 

@@ -86,3 +86,10 @@ def test_an_unknown_label_or_horizon_is_rejected_by_its_field(grid, name, horizo
     with pytest.raises(CommandRejected) as caught:
         make_labels(name, grid, horizon)
     assert caught.value.field == field
+
+
+def test_volatility_regime_has_a_median_where_a_week_holds_few_bars(candles):
+    hourly = {**candles, "ts": (candles["ts"] - candles["ts"][0]) * 12}
+    labels = make_labels("vol_regime", grid_of(hourly, "1h"), HORIZON)
+    assert labels.valid[288 : 1500 - HORIZON].all()
+    assert 0.3 < labels.y[labels.valid].mean() < 0.7
