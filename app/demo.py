@@ -104,11 +104,13 @@ def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
 
 
 def prepare_folder(wish: Wish) -> Path:
-    """The source's own folder. Raises LogInUse when a demo is at work in it."""
+    """The source's own folder. Raises LogInUse when a demo is at work in it, SetupRefused when it is someone else's."""
     folder = (settings().data_dir / "demo" / source_name(wish.data)).resolve()
     if pid := owner_pid(folder / "log.db"):
         raise LogInUse(f"the demo in {folder} is running already (process {pid}): stop it with Ctrl-C where it runs")
-    if wish.fresh and (folder / DEMO_MARK).exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / DEMO_MARK).exists():
+        raise SetupRefused(f"DATA_DIR: {folder} holds files that no demo made; choose another DATA_DIR")
+    if wish.fresh and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DEMO_MARK).touch()

@@ -123,7 +123,7 @@ class Bars:
 
 
 def _line(step: Json, rate: float) -> str:
-    parts = [f"{step_name(step):<18} {step['state']:<11}".rstrip()]
+    parts = [f"{step_name(step):<18} {step['state']:<11}"]
     if step.get("progress") is not None and step["state"] == "loading":
         parts.append(f"{float(step['progress']):>4.0%}")
     if records := int(step.get("records_written") or 0):
@@ -131,4 +131,4 @@ def _line(step: Json, rate: float) -> str:
     if rate >= 1 and step["state"] == "loading":
         parts.append(f"{rate:,.0f}/s")
     parts += [str(text) for text in (step.get("error") or step.get("message"),) if text]
-    return "  ".join(parts)
+    return "  ".join(parts).rstrip()
