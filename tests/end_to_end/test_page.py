@@ -248,7 +248,7 @@ def test_holes_and_intervals_are_seen(page: Page) -> None:
     titles = [part.get_attribute("title") for part in strip.locator("[data-kind=missing]").all()]
     assert titles == ["missing: 30 Aug, 00:00 – 2 Sept, 00:00 (3.0 days)"]
     row = page.get_by_role("row", name="SAGE")
-    expect(row).to_contain_text("0.490 – 0.550")
+    expect(row).to_contain_text("0.490 to 0.550")
     expect(row.locator("svg circle")).to_have_count(1)
     expect(page.locator(".verdict")).to_have_text("SAGE cannot be told from majority")
     expect(page.locator("#report")).to_contain_text("8,640 of 8,640")

@@ -478,13 +478,13 @@ function labelNode(label) {
 function modelRow(model, low, high) {
   const cells = METRICS.map(([name]) => {
     const { value, low: from, high: to } = model.metrics[name];
-    return el("td", {}, figure(value), el("small", {}, `${figure(from)} – ${figure(to)}`));
+    return el("td", {}, figure(value), el("small", {}, `${figure(from)} to ${figure(to)}`));
   });
   return el("tr", { "data-role": model.role }, el("th", { scope: "row" }, model.name),
     el("td", {}, whisker(model.metrics.auc, low, high)), ...cells);
 }
 
-const figure = (value) => (value == null ? "–" : value.toFixed(3));
+const figure = (value) => (value == null ? "–" : (Math.abs(value) < 0.0005 ? 0 : value).toFixed(3).replace("-", "−"));
 const signed = ({ value, low, high }) => `${value > 0 ? "+" : ""}${value?.toFixed(4)} (${low?.toFixed(4)} to ${high?.toFixed(4)})`;
 
 function extent(intervals) {
