@@ -645,3 +645,16 @@ async def test_the_recorded_month_comes_through_field_by_field() -> None:
     for name, at in order.items():
         read = int if name in ("ts", "trades") else float
         assert delivered.columns[name].tolist() == [read(line[at]) for line in table], name
+
+
+async def test_the_recorded_outage_leaves_one_hour_unrecoverable() -> None:
+    """2023-03-24: the 12:00 candle closes early, 13:00 does not exist."""
+    root = Path(os.environ.get("RECORDED_DATA", "")) / "klines/spot/1h_full"
+    if "RECORDED_DATA" not in os.environ or not root.is_dir():
+        pytest.skip("RECORDED_DATA names no folder with klines/spot/1h_full")
+    noon = 1_679_659_200_000
+    async with exchange(source=RecordedSource(root)) as case:
+        delivered = await load(case, "candles_1h", (noon - DAY_MS, noon + DAY_MS), symbol="XRPUSDT")
+    assert len(delivered.columns["ts"]) == 47
+    assert noon in delivered.columns["ts"]
+    assert delivered.unrecoverable == [(noon + 3_600_000, noon + 7_200_000)]
