@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from app import terminal
 from app.errors import CommandRejected, RunFailed, StreamForgeError, VerifyFailed, WorkerUnreachable
 
 Json = dict[str, Any]
@@ -450,8 +451,7 @@ def emit(document: Any, as_json: bool, lines: Callable[[], Iterable[str]]) -> No
     if as_json:
         print(json.dumps(document, default=str), flush=True)
     else:
-        for line in lines():
-            print(line)
+        terminal.write(lines())
 
 
 def the_worker() -> Any:

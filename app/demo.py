@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import select
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,25 +20,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 
 from adapters.embedded_log.file import owner_pid
+from app.children import READY_WITHIN_S, Children
 from app.client import TERMINAL, Worker
 from app.config import settings
-from app.errors import LogInUse, RunFailed, SetupRefused, StreamForgeError, UnknownRun, WorkerUnreachable
+from app.errors import LogInUse, RunFailed, SetupRefused, StreamForgeError, UnknownRun
 from app.pipelines import Stages, usual
 from app.progress import shown as shown_on
-from app.run_worker import check_address
 
 Json = dict[str, Any]
 
-SEED = 1
 SYMBOL, INTERVAL, RANGE = "BTCUSDT", "5m", "2025-08-20:2025-09-19"  # generated: 8,640 candles of 5 minutes
-READY_WITHIN_S = 120.0
 ANSWER_WITHIN_S = 30.0
-STOP_WITHIN_S = 15.0
 POLL_S = 0.25
 DEMO_MARK = ".streamforge-demo"  # only a folder with this file in it is ever removed by FRESH=1
 
@@ -83,7 +75,7 @@ def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
     if settings().kafka_bootstrap_servers:
         raise SetupRefused("KAFKA_BOOTSTRAP_SERVERS: the demo runs on the embedded log; unset it for the demo")
     folder = prepare_folder(wish)
-    with _interrupts_raise(), _Children(folder) as children:
+    with _interrupts_raise(), Children(folder) as children:
         began_s = time.monotonic()
         exchange_url = children.start_exchange(wish.data)
         command = compose(wish, _get_json(f"{exchange_url}/sim/catalog"), console)
@@ -244,106 +236,6 @@ def _stay(page: str, console: Console, check: Callable[[], None]) -> None:
             time.sleep(0.5)
 
 
-# --- the children -----------------------------------------------------------------------------------------------------
-
-
-class _Children:
-    """The exchange and the worker as processes of their own, their words in files of the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._running: list[tuple[str, subprocess.Popen[bytes], Path]] = []
-        self._files: list[IO[bytes]] = []
-
-    def __enter__(self) -> _Children:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The worker first, so that it never meets an exchange that has gone."""
-        for _name, child, _log in reversed(self._running):
-            if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(STOP_WITHIN_S)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
-        for file in self._files:
-            file.close()
-
-    def start_exchange(self, data: Path | None) -> str:
-        """Its address, once it answers."""
-        arguments = ["exchange", "--port", "0", "--seed", str(SEED)]
-        arguments += ["--data", str(data.resolve())] if data else []
-        child = self._start("exchange", arguments, {}, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        self._files.append(child.stdout)
-        ready = json.loads(self._first_line(child.stdout) or "{}")
-        if "url" not in ready:
-            self.check()
-            raise RunFailed(f"the simulated exchange did not start within {READY_WITHIN_S:g} s: see exchange.log")
-        return str(ready["url"])
-
-    def start_worker(self, exchange_url: str) -> Worker:
-        """A client of it, once its tables are recovered."""
-        port = free_port(settings().web_port)
-        own = {
-            "DATA_DIR": str(self._folder), "STORE_URL": f"sqlite:///{self._folder / 'store.db'}",
-            "BINANCE_API_URL": exchange_url, "WEB_BIND": "127.0.0.1", "WEB_PORT": str(port),
-        }  # fmt: skip
-        self._start("worker", ["worker"], own)
-        token = settings().api_token
-        worker = Worker(f"http://127.0.0.1:{port}", token.get_secret_value() if token else None)
-        give_up_s = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < give_up_s:
-            self.check()
-            with suppress(WorkerUnreachable):
-                if worker.ready():
-                    return worker
-            time.sleep(0.1)
-        raise RunFailed(f"the worker was not ready within {READY_WITHIN_S:g} s: see {self._folder / 'worker.log'}")
-
-    def check(self) -> None:
-        """Raises RunFailed when a child has gone."""
-        for name, child, log in self._running:
-            if (code := child.poll()) is not None:
-                raise RunFailed(f"the {name} ended with exit code {code}: {_last_line(log)} (all of it: {log})")
-
-    def _start(
-        self, name: str, arguments: list[str], own: dict[str, str], stdout: int | None = None
-    ) -> subprocess.Popen[bytes]:
-        log = self._folder / f"{name}.log"
-        file = log.open("wb")
-        self._files.append(file)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "app", *arguments, "--end-with", str(os.getpid())],
-            cwd=Path(__file__).parent.parent, env={**os.environ, **own},  # noqa: TID251 (handed on, not read)
-            stdin=subprocess.DEVNULL, stdout=file if stdout is None else stdout, stderr=file,
-            start_new_session=True,  # Ctrl-C is for this process; it ends the others in order
-        )  # fmt: skip
-        self._running.append((name, child, log))
-        return child
-
-    def _first_line(self, stream: IO[bytes]) -> bytes:
-        give_up_s = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < give_up_s:
-            if select.select([stream], [], [], 0.2)[0]:
-                return stream.readline()
-            self.check()
-        return b""
-
-
-def free_port(wanted: int) -> int:
-    """`wanted` when nothing listens there, else any free one."""
-    with suppress(SetupRefused):
-        check_address("127.0.0.1", wanted)
-        return wanted
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def _interrupts_raise() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted once; while things are being stopped they change nothing."""
@@ -370,11 +262,6 @@ def _get_json(url: str) -> Json:
             return found
     except OSError as error:
         raise StreamForgeError(f"the simulated exchange does not answer at {url}: {error}") from error
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
 
 
 def _iso(ms: int) -> str:

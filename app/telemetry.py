@@ -46,7 +46,14 @@ def logging_config(level: str, style: str) -> dict[str, Any]:
     """For `logging.config.dictConfig`; libraries speak only when something is wrong."""
     formatter = JsonFormatter if style == "json" else PlainFormatter
     # Faust's services log under the name of the module that subclasses them.
-    talkative = ("faust", "mode", "aiokafka", "aiohttp.access", "adapters.faust_repair", "adapters.embedded_log.transport")
+    talkative = (
+        "faust",
+        "mode",
+        "aiokafka",
+        "aiohttp.access",
+        "adapters.faust_repair",
+        "adapters.embedded_log.transport",
+    )
     quiet = {name: {"level": "WARNING"} for name in talkative}
     return {
         "version": 1,
