@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import types
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -266,26 +265,23 @@ class Consumer(base.Consumer):
         """(partition, position, records to fetch) where there is something to fetch and a place to put it.
 
         No more than its agents' queues take at once: a delivery that waits for a slow agent holds up every other
-        topic, `ping` among them. Recovery has nothing else to do, so it may wait.
+        topic, `ping` among them. A queue that was full wakes the fetch when it has drained (`on_buffer_drop`).
         """
         if not self.flow_active:
             return []
-        active, end, changelogs = self._active_partitions, self._log.end, self.app.tables.changelog_topics
-        taken: dict[Any, int] = defaultdict(int)
+        active, end = self._active_partitions, self._log.end
+        room: dict[Any, int] = {}
         ready = []
         for tp, position in self._positions.items():
             if position is None or tp not in active or position >= end(*tp):
                 continue
-            limit = FETCH_RECORDS
-            if tp.topic not in changelogs:
-                queues = [channel.queue for channel in self._channels_of(tp)]
-                limit = min(
-                    [limit, *(queue.maxsize - queue.qsize() - taken[queue] for queue in queues if queue.maxsize)]
-                )
-                for queue in queues:
-                    taken[queue] += max(0, limit)
+            queues = [channel.queue for channel in self._channels_of(tp)]
+            for queue in queues:
+                room.setdefault(queue, _room_in(queue))
+            limit = min([FETCH_RECORDS, *(room[queue] for queue in queues)])
             if limit > 0:
                 ready.append((tp, position, limit))
+                room.update({queue: room[queue] - limit for queue in queues if queue.maxsize})
         return ready
 
     def _channels_of(self, tp: TP) -> Iterable[Any]:
@@ -353,6 +349,14 @@ class Consumer(base.Consumer):
     @property
     def _transport(self) -> Transport:
         return cast(Transport, self.transport)
+
+
+def _room_in(queue: Any) -> int:
+    """Records a stream's queue takes now. Above Faust's pressure mark none, until it has drained and says so."""
+    if not queue.maxsize:
+        return FETCH_RECORDS
+    waiting = queue.qsize()
+    return 0 if waiting > queue.pressure_high_size else cast(int, queue.maxsize - waiting)
 
 
 async def _finish(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
