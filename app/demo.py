@@ -116,7 +116,7 @@ def source_name(data: Path | None) -> str:
     if not data.is_dir():
         raise SetupRefused(f"DATA: {data} is not a folder; give one with recorded files in the exchange's own formats")
     path = str(data.resolve())
-    name = re.sub(r"[^a-z0-9]+", "-", data.resolve().name.lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", data.resolve().name.lower()).strip("-")[:32]
     return f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
 
 
@@ -132,8 +132,8 @@ def compose(wish: Wish, catalog: Json, console: Console) -> Json:
         symbol, interval, time_range, trades = SYMBOL, INTERVAL, wish.time_range or RANGE, True
     else:
         symbol, interval, time_range, trades = choose(catalog, wish.time_range)
-        for name, why in catalog.get("left_out", {}).items():
-            console.print(f"left out: {name}: {why}", highlight=False, markup=False, soft_wrap=True)
+        for text in left_out(catalog.get("left_out", {})):
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
         if not trades:
             lacks = f"the folder has no trades of {symbol} for {time_range}: their steps are left out"
             console.print(lacks, highlight=False, soft_wrap=True)
@@ -144,12 +144,23 @@ def compose(wish: Wish, catalog: Json, console: Console) -> Json:
     )  # fmt: skip
 
 
+def left_out(files: dict[str, str]) -> Iterator[str]:
+    """One line per reason for which files are not served."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in files.items():
+        by_reason.setdefault(why, []).append(name)
+    for why, names in by_reason.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"left out: {names[0]}{others}: {why}"
+
+
 def choose(catalog: Json, asked_range: str = "") -> tuple[str, str, str, bool]:
     """Symbol, interval, range and whether there are trades of all of it, out of what a recorded folder has.
 
     BTCUSDT if it is there, else the symbol with most candles; 5m if it is there, else the finest.
     """
-    from models.market import INTERVAL_MS  # numpy: only for a recorded folder
+    from models.control import parse_range  # numpy: only for a recorded folder
+    from models.market import INTERVAL_MS
 
     candles = [s for s in catalog["streams"] if s["channel"].startswith("candles_")]
     if not candles:
@@ -161,6 +172,8 @@ def choose(catalog: Json, asked_range: str = "") -> tuple[str, str, str, bool]:
     intervals = {s["channel"].removeprefix("candles_"): s for s in candles if s["symbol"] == symbol}
     interval = INTERVAL if INTERVAL in intervals else min(intervals, key=INTERVAL_MS.__getitem__)
     start, end = intervals[interval]["start_ms"], intervals[interval]["end_ms"]
+    if asked_range:
+        start, end = parse_range(asked_range, time.time(), "--range")
     trades = any(
         s["channel"] == "trades" and s["symbol"] == symbol and s["start_ms"] <= start and end <= s["end_ms"]
         for s in catalog["streams"]

@@ -9,8 +9,6 @@ STYLES = (  # the first that fits; text, style
     ("  Verdict: ", "bold"),
     ("  ! ", "yellow"),
     ("DIFFERENCES", "bold red"),
-    (" error ", "red"),
-    (" interrupted ", "yellow"),
     ("coverage complete", "green"),
     ("  agree", "green"),
     ("nothing lost, nothing doubled", "bold green"),

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from app import progress
-from app.demo import DEMO_MARK, Wish, choose, compose, prepare_folder, source_name
+from app.demo import DEMO_MARK, Wish, choose, compose, left_out, prepare_folder, source_name
 from app.errors import SetupRefused
 from models.control import plan
 
@@ -184,3 +184,8 @@ def test_a_rate_is_that_of_the_last_seconds() -> None:
     assert rate.at(0.0, 0) == 0.0
     assert rate.at(1.0, 500) == 500.0
     assert rate.at(30.0, 500) == 0.0
+
+
+def test_files_that_are_left_out_are_told_by_reason() -> None:
+    told = list(left_out({"a.csv": "six columns", "b.csv": "six columns", "c.txt": "no name"}))
+    assert told == ["left out: a.csv and 1 more: six columns", "left out: c.txt: no name"]
