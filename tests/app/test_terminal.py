@@ -9,7 +9,7 @@ import pytest
 
 from app import terminal
 
-LINES = [
+LINES = ["Run r1: finished", "  BTCUSDT trades: 3 rows, coverage complete", "  ! one fold: indicative", "  [plain] 1"]
     "Run r1: finished",
     "  BTCUSDT trades: 3 rows, coverage complete",
     "  ! one fold: indicative only",
