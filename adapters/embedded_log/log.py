@@ -45,7 +45,7 @@ from app.errors import LogInUse, SetupRefused, StreamForgeError
 __all__ = ["DEAD_LETTERS", "Appended", "Log", "LogReader", "Record", "leave_in_inbox", "owner_pid", "partition_of"]
 
 TAIL_BYTES = 32 << 20  # newest records in memory, all partitions together
-IN_FLIGHT_BYTES = 32 << 20  # appended, not yet committed: beyond it `room` waits
+IN_FLIGHT_BYTES = 4 << 20  # appended, not yet committed: beyond it `room` waits; also what a flush has to wait for
 LOCK_PATIENCE_S = 0.5  # a look at the lock by `owner_pid` holds it for an instant
 RETENTION_EVERY_S = 30.0
 WRITER_TIMEOUT_S = 60.0

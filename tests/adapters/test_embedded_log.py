@@ -18,7 +18,6 @@ from aiokafka.partitioner import murmur2 as kafka_murmur2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.bulk import EmbeddedBulkProducer
 from adapters.embedded_log.file import murmur2, positive_hash
 from adapters.embedded_log.log import DEAD_LETTERS, Log, LogReader, Record, leave_in_inbox, owner_pid, partition_of
 from app.errors import LogDamaged, LogFull, LogInUse, SetupRefused
@@ -270,20 +269,6 @@ async def test_a_read_is_bounded_by_records_and_by_bytes(path: Path) -> None:
         assert len(await log.read("t", 0, 0, max_records=50, max_bytes=1)) == 1
         log.close()
         log = Log.open(path)
-    log.close()
-
-
-async def test_who_appends_too_fast_waits_for_room(path: Path) -> None:
-    log = Log.open(path, commit_delay_s=0.01)
-    log.ensure_topic("t", 1)
-    bulk = EmbeddedBulkProducer(log, max_in_flight_bytes=100_000)
-    futures = []
-    for _ in range(200):
-        futures.append(await bulk.send_soon("t", b"k", b"v" * 5_000))
-        assert log.in_flight_bytes < 110_000
-    await bulk.flush()
-    assert all(future.done() for future in futures)
-    assert log.in_flight_bytes == 0
     log.close()
 
 
