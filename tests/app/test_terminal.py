@@ -10,11 +10,6 @@ import pytest
 from app import terminal
 
 LINES = ["Run r1: finished", "  BTCUSDT trades: 3 rows, coverage complete", "  ! one fold: indicative", "  [plain] 1"]
-    "Run r1: finished",
-    "  BTCUSDT trades: 3 rows, coverage complete",
-    "  ! one fold: indicative only",
-    "  [plain] 1",
-]
 
 
 class Terminal(io.StringIO):
