@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import AsyncIterator, Callable
@@ -175,19 +176,35 @@ async def test_rebalances_under_backlog_lose_nothing(path: Path, buffer_messages
 
 
 class SlowSeek(transport.Consumer):
-    """A broker that takes 50 ms to answer where the group stood; as on Kafka, it reads from the old place meanwhile."""
+    """A broker that answers the seek in the middle of a fetch, and 50 ms later where nothing is fetched meanwhile.
+
+    As Kafka's client, and against this driver's rules, it reads on from the old place while the seek is asked for,
+    and delivers what it had fetched before.
+    """
+
+    delivered_meanwhile = 0
 
     async def seek_to_committed(self) -> Any:
+        self.halfway, self.sought = asyncio.Event(), asyncio.Event()
+        self.delivered_meanwhile = 0
         for tp, position in self._positions.items():
             if position is None and not self._is_changelog_tp(tp):
                 self._positions[tp] = self._log.committed(self.app.conf.id, tp.topic, tp.partition) or 0
         self._wake.set()
-        await asyncio.sleep(0.05)
-        return await super().seek_to_committed()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.halfway.wait(), 0.05)
+        found = await super().seek_to_committed()
+        self.sought.set()
+        return found
 
     async def _deliver(self, tp: TP, message: Any) -> None:
         self._fetched_turns[tp] = self._turns[tp]
         await super()._deliver(tp, message)
+        if not self._is_changelog_tp(tp):
+            self.delivered_meanwhile += 1
+            if self.delivered_meanwhile == 90:
+                self.halfway.set()
+                await self.sought.wait()
 
 
 async def jumped_with(manager: type, path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
