@@ -28,7 +28,7 @@ from adapters.embedded_log.file import owner_pid
 from app.children import READY_WITHIN_S, Children
 from app.client import TERMINAL, Worker
 from app.config import settings
-from app.errors import LogInUse, RunFailed, SetupRefused, StreamForgeError, UnknownRun
+from app.errors import LogInUse, RunFailed, SetupRefused, StreamForgeError, UnknownRun, WorkerUnreachable
 from app.pipelines import Stages, usual
 from app.progress import shown as shown_on
 
@@ -187,13 +187,20 @@ def start_and_follow(worker: Worker, command: Json, console: Console, check: Cal
     seen = _last_event(worker, queue_id)
     worker.start(command)
     _await_answer(worker, queue_id, seen, check)
+    answered_s = time.monotonic()
     with shown_on(console) as update:
         while True:
             check()
-            state = worker.run(queue_id)
-            update(state)
-            if state["state"] in TERMINAL:
-                return
+            try:
+                state = worker.run(queue_id)
+            except WorkerUnreachable:  # busy for a moment; one that has gone is found by `check`
+                if time.monotonic() - answered_s > ANSWER_WITHIN_S:
+                    raise
+            else:
+                answered_s = time.monotonic()
+                update(state)
+                if state["state"] in TERMINAL:
+                    return
             time.sleep(POLL_S)
 
 

@@ -15,10 +15,12 @@ from adapters.stores.base import Store
 from app import report
 from app.config import settings
 from app.errors import WorkerUnreachable
-from app.outside import VENUE, coverage_of, reading_store
+from app.outside import coverage_of, reading_store
 from models.control import Workflow
 
 Json = dict[str, Any]
+
+LEDGER = ("stored", "missing", "unrecoverable")
 
 
 @contextmanager
@@ -66,9 +68,13 @@ class Files:
                 key for batch in store.scan("coverage", columns=["_key"]) for key in batch.column("_key").to_pylist()
             ]
             found = [document for document in store.get("coverage", keys) if document]
-        return [
-            {"stream": f"{VENUE}:{d['symbol']}:{d['channel']}", **msgspec.to_builtins(coverage_of(d))} for d in found
-        ]
+        return [_ledger(document) for document in found]
+
+
+def _ledger(document: Json) -> Json:
+    shown: Json = msgspec.to_builtins(coverage_of(document))
+    named = {name: document[name] for name in ("venue", "symbol", "channel")}
+    return {"stream": ":".join(named.values()), **named, **{name: shown[name] for name in LEDGER}}
 
 
 def _describe(run: Workflow) -> Json:

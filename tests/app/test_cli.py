@@ -18,8 +18,11 @@ import typer
 
 from adapters.embedded_log.log import Log
 from adapters.embedded_log.reader import LogReader
+from adapters.stores.sqlite import SqliteStore
 from app import cli
 from app.config import settings
+from models.control import step_event
+from tests.app.test_report import DAY, SPECS, START, a_run, put_candles, put_event
 from tests.processes import free_port, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -425,3 +428,46 @@ def test_a_reader_that_is_not_declared_is_told(monkeypatch: pytest.MonkeyPatch) 
         "new is read by somebody but not declared in app/topics.py",
         "raw.trades is declared to be read by normalize_pages and is read by somebody",
     ]
+
+
+# --- what the files answer
+
+
+@pytest.fixture
+def left(folder: Path) -> Path:
+    """A store with a finished day of candles, as a worker that has gone left it."""
+    with closing(SqliteStore(folder / "store.db")) as store:
+        for spec in SPECS:
+            store.ensure(spec)
+        run = a_run(store)
+        put_candles(store, 288, [(START, START + DAY)])
+        put_event(store, 4, step_event("finished", "r1", run.steps[0]))
+    return folder
+
+
+def test_without_a_worker_the_files_answer(run: Cli, left: Path) -> None:
+    assert [entry["queue_id"] for entry in json.loads(run("status", "--json")[1])["runs"]] == ["r1"]
+    assert json.loads(run("status", "r1", "--json")[1])["state"] == "finished"
+    assert [json.loads(line)["offset"] for line in run("events", "r1", "--json")[1].splitlines()] == [4]
+    assert json.loads(run("report", "r1", "--json")[1])["complete"] is True
+    assert "288 of 288 rows" in run("report", "r1")[1]
+
+
+def test_coverage_names_a_stream_that_is_not_known(run: Cli, left: Path) -> None:
+    [ledger] = json.loads(run("coverage", "binance:BTCUSDT:candles_5m", "--json")[1])["streams"]
+    assert (ledger["stored"], ledger["missing"]) == ([[START, START + DAY]], [])
+    assert "stored        2025-08-20T00:00:00Z .. 2025-08-21T00:00:00Z" in run("coverage")[1]
+    code, _, err = run("coverage", "binance:NOPE:trades", "--json")
+    assert (code, json.loads(err)["field"]) == (2, "stream")
+
+
+def test_an_unknown_run_is_unknown_to_the_files_too(run: Cli, left: Path) -> None:
+    for command in ("status", "events", "report", "verify"):
+        code, out, err = run(command, "nope", "--json")
+        assert (code, out, json.loads(err)["field"]) == (2, "", "queue_id"), command
+
+
+def test_verify_of_a_store_without_a_log_says_what_lacks(run: Cli, left: Path) -> None:
+    code, out, err = run("verify", "r1", "--json")
+    assert (code, out) == (3, "")
+    assert "there is no log at" in json.loads(err)["error"]
