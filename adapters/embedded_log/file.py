@@ -176,7 +176,7 @@ def open_for_writing(path: Path) -> apsw.Connection:
 def open_for_reading(path: Path) -> apsw.Connection:
     """A read-only connection to an existing log. Raises LogDamaged, SetupRefused."""
     if not path.exists():
-        raise SetupRefused(f"there is no log at {path}: start a worker once, or check DATA_DIR (`python -m app config`)")
+        raise SetupRefused(f"there is no log at {path}: start a worker, or look at DATA_DIR (`python -m app config`)")
     with damage_as_sentence(path):
         db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
