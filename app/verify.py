@@ -150,7 +150,8 @@ class _Stream:
         for part in self._slices():
             raw = self.read(self.raw, pages, part, self.page_rows)
             market = self.read(self.market, batches, part, self._batch_rows)
-            stored = stored_rows(self.store, self.symbol, self.channel, part)
+            stored, doubled, _ = once(stored_rows(self.store, self.symbol, self.channel, part), self.key)
+            self.sound.differ(doubled, (f"{doubled} rows are stored twice",), self.limit)
             self._compare(self.served, raw, market.rows, "the pages", "the batches")
             self._compare(self.stored, market, stored, "the batches", "the store")
             last = self._check_stored(stored, part, last)
@@ -212,11 +213,9 @@ class _Stream:
         again = (f"{self.key} {key}: repeated in {left_name} with other values" for key in left.disagreeing)
         check.differ(len(left.disagreeing), again, self.limit)
 
-    def _check_stored(self, stored: Columns, part: Span, last: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Each row once; candles on their grid; trade ids without a gap that the ledger does not know of."""
-        rows, repeats, _ = once(stored, self.key)
+    def _check_stored(self, rows: Columns, part: Span, last: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Candles on their grid; trade ids without a gap that the ledger does not know of."""
         self.sound.compared += len(rows[self.key])
-        self.sound.differ(repeats, (f"{repeats} rows are stored twice",), self.limit)
         ledger = self.ledger  # a readable row may share its millisecond with one that lacks
         known = inside_of(rows[self.time], spans.union(ledger.stored, ledger.missing, ledger.unrecoverable))
         self._keys_differ(rows[self.key][~known], "is stored, but the ledger knows nothing of its time")
@@ -290,7 +289,7 @@ def _candles_from_trades(store: Store, log: LogReader, symbol: str, asked: list[
         rows, _, disagreeing = once(concat(parts, channel), "ts")
         subject, whole = f"{symbol} {channel}", (asked[0][0], asked[-1][1])
         held = Check("candles from trades = store", subject)
-        stored = stored_rows(store, symbol, channel, whole, made_too=True)
+        stored, _, _ = once(stored_rows(store, symbol, channel, whole, made_too=True), "ts")
         _compare_made(held, rows, stored, "the store", limit)
         unknown = np.setdiff1d(rows["ts"], stored["ts"]).tolist()
         held.differ(len(unknown), (f"{instant(ts)}: made of trades, not in the store" for ts in unknown), limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +140,7 @@ def delivery() -> Delivery:
     return found
 
 
-def check(delivery: Delivery, folder: Path, *, limit: int = 20, **said: Any) -> dict[str, Any]:
-    """Write the delivery and verify its run."""
+def whole_run(**said: Any) -> Any:
     requests = [
         {"target": target, "type": kind}
         for target in ("loader-producer", "arango-connector")
@@ -151,11 +151,16 @@ def check(delivery: Delivery, folder: Path, *, limit: int = 20, **said: Any) -> 
         "requests": requests, **said,
     })  # fmt: skip
     assert run.steps[0].range_ms == (START, END)
+    return run
+
+
+def check(delivery: Delivery, folder: Path, *, limit: int = 20) -> dict[str, Any]:
+    """Write the delivery and verify its run."""
     store, log_path = delivery.write(folder)
-    return finish(store, log_path, run, limit)
+    return finish(store, log_path, whole_run(), limit)
 
 
-def finish(store: SqliteStore, log_path: Path, run: Any, limit: int = 20) -> dict[str, Any]:
+def finish(store: Any, log_path: Path, run: Any, limit: int = 20) -> dict[str, Any]:
     run.state = "finished"
     for step in run.steps:
         step.state = "finished"
@@ -274,6 +279,60 @@ def test_a_candle_that_was_not_made_of_stored_trades_is_found(delivery: Delivery
     fewer = {name: np.delete(column, 10) for name, column in batch.arrays().items()}
     delivery.batches[-1] = (topic, batch_of("candles_5m", fewer, None, source="aggregated"))
     assert "its trades are stored, no candle was made" in said(check(delivery, tmp_path))
+
+
+class Doubling:
+    """A store that gives every row of a collection twice."""
+
+    def __init__(self, store: SqliteStore, collection: str) -> None:
+        self._store, self._collection = store, collection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def scan(self, collection: str, **asked: Any) -> Iterator[Any]:
+        for batch in self._store.scan(collection, **asked):
+            yield from [batch] * (2 if collection == self._collection else 1)
+
+
+@pytest.mark.parametrize(("collection", "rows"), [("trades", 7 * CANDLES), ("candles_5m", CANDLES)])
+def test_rows_that_are_stored_twice_are_found(delivery: Delivery, tmp_path: Path, collection: str, rows: int) -> None:
+    store, log_path = delivery.write(tmp_path)
+    found = finish(Doubling(store, collection), log_path, whole_run())
+    assert found["differences"] == rows
+    assert f"{rows} rows are stored twice" in said(found)
+
+
+def test_a_flat_candle_before_the_first_trade_needs_no_trades(delivery: Delivery, tmp_path: Path) -> None:
+    """The exchange shows a candle without trades where ours begin later: nothing to make it of."""
+    first = int((delivery.rows["trades"][0]["ts_ms"] < START + STEP).sum())
+    topic, info, body = delivery.pages[0]
+    info = msgspec.structs.replace(info, first_id=first + 1)
+    delivery.pages[0] = (topic, info, json.dumps(json.loads(body)[first:]).encode())
+    fewer = {name: column[first:] for name, column in delivery.rows["trades"][0].items()}
+    delivery.rows["trades"][0] = fewer
+    delivery.batches[0] = ("market.trades", batch_of("trades", fewer, delivery.batches[0][1].covers))
+    topic, info, body = delivery.pages[-1]
+    rows = json.loads(body)
+    price, none = rows[1][1], "0.00000000"
+    rows[0] = [START, price, price, price, price, none, START + STEP - 1, none, 0, none, none, "0"]
+    delivery.pages[-1] = (topic, info, json.dumps(rows).encode())
+    served = parser().parse(info, json.dumps(rows).encode()).columns
+    delivery.rows["candles_5m"][0] = served
+    delivery.batches[-2] = ("market.candles", batch_of("candles_5m", served, (START, END)))
+    made = {name: column[1:] for name, column in delivery.batches[-1][1].arrays().items()}
+    delivery.batches[-1] = ("market.candles", batch_of("candles_5m", made, None, source="aggregated"))
+    found = check(delivery, tmp_path)
+    assert found["differences"] == 0, said(found)
+
+
+def test_a_slice_may_begin_in_the_last_millisecond_of_a_page(
+    delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = delivery.pages[0][1].covers[1]
+    monkeypatch.setattr(verify._Stream, "_slices", lambda _: iter([(START, edge), (edge, END)]))
+    found = check(delivery, tmp_path)
+    assert found["differences"] == 0, said(found)
 
 
 def unreadable(delivery: Delivery) -> None:
