@@ -471,3 +471,13 @@ def test_verify_of_a_store_without_a_log_says_what_lacks(run: Cli, left: Path) -
     code, out, err = run("verify", "r1", "--json")
     assert (code, out) == (3, "")
     assert "there is no log at" in json.loads(err)["error"]
+
+
+@pytest.mark.parametrize(("file", "exit_code"), [("log.db", 4), ("store.db", 9)])
+def test_a_worker_whose_file_is_damaged_gets_one_line(folder: Path, file: str, exit_code: int) -> None:
+    (folder / file).write_bytes(b"no database at all, but long enough to be one" * 20)
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "worker"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (exit_code, 1), done.stderr
+    assert file in done.stderr
