@@ -1,4 +1,4 @@
-"""The three defects of Faust 0.15.3 that lose data, repaired by subclasses; nothing is patched in place.
+"""The defects of Faust 0.15.3 that lose data or never end, repaired by subclasses; nothing is patched in place.
 
 F-1  Recovery resumes the source partitions before it seeks: events are delivered, cleared, and then taken for a
      gap. `Recovery`, through `TableManager`: callbacks, seek, and only then resume.
@@ -6,6 +6,11 @@ F-2  The Kafka consumer's thread is handed the live set of active partitions; em
      drained then is thrown away. `KafkaConsumer` hands it a copy.
 F-3  An offset commit gives up waiting for unsent changelog records after 0.1 s without progress. `SendAllBuffer`,
      in `KafkaProducer`: a flush waits for every record put before it. (The embedded log has no such buffer.)
+
+F-4  A stop or rebalance clears the agents' queues and then waits until every message that was begun is acknowledged.
+     Where two agents read one topic, a message that one has done and the other had in its queue never is: the
+     worker hangs. `EndsWithWorkInHand`, in both consumers, waits for what an agent is working on, and for nothing
+     else; what was cleared is not acknowledged and comes again.
 
 How an App uses it:
 
@@ -33,6 +38,7 @@ from faust.exceptions import ImproperlyConfigured
 from faust.tables import recovery
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport import drivers
+from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka
 from faust.transport.producer import ProducerBuffer
 from faust.types import TP
@@ -49,6 +55,7 @@ if faust.__version__ != FAUST_VERSION:
 
 SEND_FAILED_EXIT = 70  # EX_SOFTWARE: a record is lost to this process, so nothing more may be acknowledged
 NOTHING_ACTIVE_S = 0.02  # Faust: 1 s, in which a released partition stands still
+IN_HAND_LOOK_S = 0.2  # how often a stop looks whether the agents are done
 FLUSH_LOOK_S = 1.0  # how often a waiting flush looks whether the producer still runs
 
 logger = logging.getLogger(__name__)
@@ -113,7 +120,24 @@ class TableManager(FaustTableManager):
         await self.recovery.start()
 
 
-class KafkaConsumer(aiokafka.Consumer):
+class EndsWithWorkInHand(Consumer):
+    """F-4: a stop waits for the events that agents have in hand, not for those that were cleared from their queues."""
+
+    async def wait_empty(self) -> None:
+        while not self.should_stop and self._in_hand():
+            await self.commit()
+            if self._in_hand():
+                await self._wait_for_ack(timeout=IN_HAND_LOOK_S)
+        self._unacked_messages.clear()
+        await self.commit_and_end_transactions()
+
+    def _in_hand(self) -> bool:
+        """True while an agent works on an event."""
+        actors = (actor for agent in self.app.agents.values() for actor in cast(Any, agent)._actors)
+        return any(actor.stream.current_event is not None for actor in actors)
+
+
+class KafkaConsumer(EndsWithWorkInHand, aiokafka.Consumer):
     """F-2: the fetch is told the partitions that were active when it began, and never that there are none."""
 
     async def _wait_next_records(self, timeout: float) -> tuple[Mapping[TP, list[Any]] | None, set[TP] | None]:

@@ -21,7 +21,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
-import faust
 from faust.exceptions import ImproperlyConfigured
 from faust.transport import base, drivers
 from faust.transport.producer import ProducerBuffer
@@ -31,13 +30,8 @@ from faust.types.tuples import FutureMessage
 from mode.utils.times import want_seconds
 
 from adapters.embedded_log.log import IN_FLIGHT_BYTES, Appended, Log, Record, partition_of
+from adapters.faust_repair import EndsWithWorkInHand
 from app.errors import SetupRefused, StreamForgeError
-
-FAUST_VERSION = "0.15.3"
-if faust.__version__ != FAUST_VERSION:
-    raise SetupRefused(
-        f"the embedded transport knows Faust {FAUST_VERSION}, {faust.__version__} is installed: install the locked one"
-    )
 
 FETCH_RECORDS = 256  # per partition and fetch
 FETCH_BYTES = 1 << 20  # per partition and fetch
@@ -51,7 +45,7 @@ def register() -> None:
     drivers.TRANSPORTS.aliases["embedded"] = f"{__name__}:Transport"
 
 
-class Consumer(base.Consumer):
+class Consumer(EndsWithWorkInHand):
     """Reads assigned partitions out of the log.
 
     A position is None after every assignment and nothing is fetched there until a seek has set it. Each seek gives

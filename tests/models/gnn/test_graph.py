@@ -42,9 +42,7 @@ def test_a_graph_of_four_candles_sees_what_a_line_can_reach():
     assert pairs(lag_edges(np.ones(4, dtype=bool), (1, 2))) == {(0, 1), (1, 2), (2, 3), (0, 2), (1, 3)}
 
 
-@given(
-    st.lists(st.integers(0, 9) | st.just(None), min_size=2, max_size=40), st.integers(1, 40), st.integers(1, 6)
-)
+@given(st.lists(st.integers(0, 9) | st.just(None), min_size=2, max_size=40), st.integers(1, 40), st.integers(1, 6))
 def test_visibility_equals_its_definition(values, look_back, cap):
     heights = np.array([np.nan if v is None else float(v) for v in values])
     expected = set()
