@@ -1,7 +1,7 @@
 """Batches become documents: market.trades, market.candles -> store_batches -> the store, coverage_by_stream.
 
 Exactly once in effect: every row has a deterministic key, and a candle with a lower version never replaces a better
-one. The ledger is written after the rows it speaks of, so that it never promises what is not stored.
+one. The ledger becomes durable with the rows it speaks of, so that it never promises what is not stored.
 """
 
 from __future__ import annotations
@@ -66,27 +66,28 @@ def collection_of(channel: str) -> str:
 
 
 def store_batch(store: Store, collection: str, batch: Batch, ledger: Coverage) -> str:
-    """Rows first, ledger second; why rows were refused, if any were: then the batch's span is missing.
+    """Rows and ledger together; why rows were refused, if any were: then the batch's span is missing.
 
     Raises StoreBusy, StoreError.
     """
     refused = ""
-    if len(batch):
-        columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
-        if batch.channel != "trades":
-            columns |= {"source": batch.source, "version": CANDLE_VERSIONS[batch.source]}
-        if errors := store.upsert_columns(collection, columns).errors:
-            refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
-            batch = msgspec.structs.replace(batch, missing=(batch.covers,) if batch.covers else ())
-    ledger.add(batch)
-    if batch.covers:
-        now_ms = int(time.time() * 1000)
-        store.upsert("coverage", [{
-            "venue": batch.venue, "symbol": batch.symbol, "channel": batch.channel,
-            "version": now_ms, "updated_ms": now_ms,
-            "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
-            "raw": ledger.raw,
-        }])  # fmt: skip
+    with store.together():
+        if len(batch):
+            columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
+            if batch.channel != "trades":
+                columns |= {"source": batch.source, "version": CANDLE_VERSIONS[batch.source]}
+            if errors := store.upsert_columns(collection, columns).errors:
+                refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
+                batch = msgspec.structs.replace(batch, missing=(batch.covers,) if batch.covers else ())
+        ledger.add(batch)
+        if batch.covers:
+            now_ms = int(time.time() * 1000)
+            store.upsert("coverage", [{
+                "venue": batch.venue, "symbol": batch.symbol, "channel": batch.channel,
+                "version": now_ms, "updated_ms": now_ms,
+                "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
+                "raw": ledger.raw,
+            }])  # fmt: skip
     return refused
 
 

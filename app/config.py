@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     web_bind: str = Field("127.0.0.1", description="address of the web server; beyond loopback API_TOKEN is required")
     web_port: int = Field(6066, ge=1, le=65535)
     api_token: SecretStr | None = Field(None, description="bearer token for calls that change something")
-    train_threads: int = Field(2, ge=1, le=64, description="threads of a training's child process")
+    train_threads: int = Field(1, ge=1, le=64, description="threads of a training's child process")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "plain"] = "json"
 

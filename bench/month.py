@@ -129,6 +129,7 @@ def whole_flow(folder: Path, pages: Pages) -> float:
     asked = {info.channel: info.asked or info.covers for info, _ in pages}
     with Children(folder) as children:
         children.start_worker("")
+        wait_for((folder / "store.db").exists, children)
         store = SqliteStore(folder / "store.db", read_only=True)
         wait_for(lambda: all(is_stored(store, channel, span) for channel, span in asked.items()), children)
         last_ms = max(ledger(store, channel)["updated_ms"] for channel in asked)

@@ -7,6 +7,7 @@ A store is blocking; callers on the event loop hand it to a thread.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -78,6 +79,10 @@ class Store(Protocol):
 
         NaN becomes null. Raises StoreError for a column the collection does not have or columns of unequal length.
         """
+        ...
+
+    def together(self) -> AbstractContextManager[None]:
+        """Writes of this thread inside become durable together when it ends; all or none, where the store can."""
         ...
 
     def get(self, collection: str, keys: Sequence[str]) -> list[Document | None]:

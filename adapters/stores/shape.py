@@ -182,8 +182,7 @@ class Shape:
             elif len(column) and pc.min(column).as_py() < 0:
                 raise Refused(BAD_KEY, f"{name} is part of the key")
         if texts:
-            distinct = pa.Table.from_batches([batch.select(texts)]).group_by(texts).aggregate([]).to_pylist()
-            for row in distinct:
+            for row in distinct_rows(batch, texts):
                 self._check_key({name: row.get(name, 0) for name in self.spec.key})
 
 
@@ -213,6 +212,15 @@ def _pattern(spec: CollectionSpec) -> str:
             text = ".+" if name == free else ".+?"
             parts.append(f"(?P<{name}>{'[0-9]+' if spec.columns[name] == 'int' else text})")
     return "".join(parts)
+
+
+def distinct_rows(batch: pa.RecordBatch, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The different rows of some columns; a batch of one stream, where each has one value, is told at once."""
+    values = [batch.column(name).unique() for name in names]
+    if all(len(found) == 1 for found in values):
+        return [{name: found[0].as_py() for name, found in zip(names, values, strict=True)}]
+    rows: list[dict[str, Any]] = pa.Table.from_batches([batch.select(names)]).group_by(names).aggregate([]).to_pylist()
+    return rows
 
 
 # -- one value

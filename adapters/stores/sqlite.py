@@ -103,6 +103,11 @@ class SqliteStore:
         batch, errors = shape.from_columns(columns)
         return self._write(shape, layout, batch, errors)
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._writing():
+            yield
+
     def delete_before(self, collection: str, ts_ms: int, *, eq: Mapping[str, Any] | None = None) -> int:
         shape, layout = self._collection(collection)
         with self._writing() as connection:
@@ -277,6 +282,7 @@ class SqliteStore:
                 connection.execute("COMMIT")
             except BaseException:
                 _roll_back(connection)
+                self._series.forget()
                 raise
 
     @contextmanager

@@ -100,9 +100,12 @@ class Blocks:
         first = np.minimum.reduceat(order, starts)
         winner = first if keep else order[ends - 1]
         contested = np.flatnonzero((first < there) & (winner >= there))
+        created = int((first >= there).sum())
+        if not len(contested):
+            return (rows.take(winner) if created or old is None else old), created, 0
         same = self._equal(rows.take(first[contested]), rows.take(winner[contested]))
         winner[contested[same]] = first[contested[same]]
-        return rows.take(winner), int((first >= there).sum()), len(contested) - int(same.sum())
+        return rows.take(winner), created, len(contested) - int(same.sum())
 
     def _follows(self, old: pa.RecordBatch | None, new: pa.RecordBatch) -> bool:
         """True when `new` only continues `old`: the usual case of a stream, where nothing needs a merge."""

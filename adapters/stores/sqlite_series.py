@@ -1,7 +1,7 @@
 """Series by number: the values of a collection's `series` columns, e.g. (binance, BTCUSDT), as one small integer.
 
-A number is given once and for good, and committed before the first row that carries it; so what a process knows of
-them stays true, and what it does not know yet is read when it meets the number.
+A number is given once and for good, and committed with or before the first row that carries it; so what a process
+knows of them stays true (a rollback makes it forget), and what it does not know is read when it meets the number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from adapters.stores.shape import Shape
+from adapters.stores.shape import Shape, distinct_rows
 from models.market import Array
 
 SCHEMA = "CREATE TABLE series (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)"
@@ -29,12 +29,12 @@ class Series:
     def of(
         self, writing: Callable[[], AbstractContextManager[apsw.Connection]], shape: Shape, batch: pa.RecordBatch
     ) -> Array:
-        """(rows,) the number of each row's series; new ones are numbered in a transaction of their own."""
+        """(rows,) the number of each row's series; new ones are numbered in the transaction of the caller, if any."""
         columns = list(shape.spec.series)
         if not columns:
             distinct: list[dict[str, Any]] = [{}]
         else:
-            distinct = pa.Table.from_batches([batch.select(columns)]).group_by(columns).aggregate([]).to_pylist()
+            distinct = distinct_rows(batch, columns)
         names = {tuple(row[column] for column in columns): _name(row) for row in distinct}
         if unknown := [name for name in names.values() if name not in self._numbers]:
             with writing() as connection:
@@ -44,6 +44,10 @@ class Series:
             return np.full(len(batch), self._numbers[next(iter(names.values()))], dtype=np.int64)
         rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
         return np.array([self._numbers[names[row]] for row in rows], dtype=np.int64)
+
+    def forget(self) -> None:
+        """After a rollback: what was numbered in it is not."""
+        self._numbers, self._values = {}, {}
 
     def matching(self, connection: apsw.Connection, fixed: Mapping[str, Any]) -> list[int]:
         """Every series with these values among its own."""
