@@ -11,13 +11,13 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
 from app.errors import CommandRejected
-from models.market import INTERVAL_MS, Span
+from models.market import INTERVAL_MS, Span, instant_ms
 
 Json = dict[str, Any]
 StepState = Literal["waiting", "launched", "loading", "finished", "error", "interrupted"]
@@ -222,17 +222,16 @@ def parse_range(text: str, now_s: float, field: str = "time_range") -> Span:
     """`START:END` as dates or ISO instants, UTC, to half-open [start_ms, end_ms); two equal dates mean that day."""
     for match in re.finditer(":", text):
         try:
-            start, end = (datetime.fromisoformat(part) for part in (text[: match.start()], text[match.end() :]))
-        except ValueError:
+            start, end = instant_ms(text[: match.start()]), instant_ms(text[match.end() :])
+        except (ValueError, OverflowError):
             continue
-        start, end = (t if t.tzinfo else t.replace(tzinfo=UTC) for t in (start, end))
         if start == end and len(text) == len("YYYY-MM-DD:YYYY-MM-DD"):
-            end += timedelta(days=1)
+            end += INTERVAL_MS["1d"]
         if start >= end:
             raise CommandRejected(field, f"{text!r} ends before it starts; the form is START:END, end exclusive")
-        if end.timestamp() > now_s:
+        if end > now_s * 1000:
             raise CommandRejected(field, f"{text!r} reaches into the future; history ends now, {_iso(now_s)}")
-        return int(start.timestamp() * 1000), int(end.timestamp() * 1000)
+        return start, end
     raise CommandRejected(field, f"{text!r} is not YYYY-MM-DD:YYYY-MM-DD or two ISO instants joined by ':'")
 
 

@@ -8,6 +8,7 @@ Times are UTC epoch milliseconds, ranges half-open `[start, end)`; prices in quo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -105,6 +106,12 @@ def empty_columns(channel: str) -> dict[str, Array]:
 def interval_of(channel: str) -> str:
     """`candles_5m` -> `5m`."""
     return channel.removeprefix("candles_")
+
+
+def instant_ms(text: str) -> int:
+    """An ISO date or instant as epoch milliseconds, UTC unless it says otherwise. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def stream_key(venue: str, symbol: str) -> bytes:

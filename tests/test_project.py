@@ -330,7 +330,7 @@ def test_every_command_that_make_runs_takes_what_make_hands_on() -> None:
 
 
 def test_make_demo_hands_its_settings_on() -> None:
-    printed = run("make", "-n", "demo", "DATA=a folder", "KEEP=1", "FRESH=1").stdout
+    printed = run("make", "--no-print-directory", "-n", "demo", "DATA=a folder", "KEEP=1", "FRESH=1").stdout
     assert shlex.split(printed.splitlines()[-1])[3:] == ["demo", "--data", "a folder", "--keep", "--fresh"]
 
 

@@ -282,8 +282,9 @@ class SqliteStore:
                 connection.execute("COMMIT")
             except BaseException:
                 _roll_back(connection)
-                self._series.forget()
+                self._series.rolled_back()
                 raise
+            self._series.committed()
 
     @contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:

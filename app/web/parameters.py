@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from app.errors import CommandRejected
-from models.market import INTERVAL_MS
+from models.market import INTERVAL_MS, instant_ms
 
 END_OF_TIME_MS = 1 << 53  # beyond every timestamp, and exact in every JSON reader
 _SYMBOL = re.compile(r"[A-Z0-9]{2,20}")
@@ -48,10 +47,9 @@ class Parameters:
         if re.fullmatch(r"\d{1,16}", said, re.ASCII):
             return int(said)
         try:
-            moment = datetime.fromisoformat(said)
-        except ValueError:
+            return instant_ms(said)
+        except (ValueError, OverflowError):
             raise CommandRejected(name, f"{said!r} is neither milliseconds nor an ISO date or instant (UTC)") from None
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def read_symbol(text: str) -> str:
