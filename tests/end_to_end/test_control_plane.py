@@ -5,17 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from adapters.embedded_log.log import leave_in_inbox
 from adapters.embedded_log.reader import LogReader
-from tests.processes import Process, free_port, wait_for
+from tests.processes import Process, Worker, free_port, wait_for
 
 Start = Callable[..., Any]
 DUMMY = {"target": "dummy-service", "type": "simulate"}
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """One worker for the tests that leave it as they found it."""
+    shared = Worker(tmp_path_factory.mktemp("worker"))
+    yield shared
+    shared.kill()
 
 
 def start_dummy(worker: Any, queue_id: str, **payload: float) -> None:
@@ -30,36 +38,33 @@ def pongs(worker: Any, queue_id: str) -> list[dict[str, Any]]:
     return [e for e in worker.events(queue_id) if e["event"] == "pong"]
 
 
-def test_a_step_starts_reports_and_ends_with_exactly_one_word(start_worker: Start) -> None:
-    worker = start_worker()
-    start_dummy(worker, "d", seconds=1.2)
-    assert worker.wait_for_end("d")["status"] == "finished"
-    words = [e["status"] for e in worker.events("d") if e["target"] == "dummy-service"]
+def test_a_step_starts_reports_and_ends_with_exactly_one_word(worker: Worker) -> None:
+    start_dummy(worker, "d1", seconds=1.2)
+    assert worker.wait_for_end("d1")["status"] == "finished"
+    words = [e["status"] for e in worker.events("d1") if e["target"] == "dummy-service"]
     assert words[0] == "started"
     assert set(words[1:-1]) == {"loading"}
     assert words[-1] == "finished"
 
 
-def test_a_ping_gets_exactly_one_pong_within_a_second(start_worker: Start) -> None:
-    worker = start_worker()
-    start_dummy(worker, "d")
+def test_a_ping_gets_exactly_one_pong_within_a_second(worker: Worker) -> None:
+    start_dummy(worker, "d2")
     for number in range(5):
         asked = time.monotonic()
-        assert worker.post("/commands", {"command": "ping", "queue_id": "d", "sent_at": number})[0] == 202
-        wait_for(lambda: len(pongs(worker, "d")) > number, 1.0)  # noqa: B023 -- awaited within this turn
+        assert worker.post("/commands", {"command": "ping", "queue_id": "d2", "sent_at": number})[0] == 202
+        wait_for(lambda: len(pongs(worker, "d2")) > number, 1.0)  # noqa: B023 -- awaited within this turn
         assert time.monotonic() - asked < 1.0
-    assert [p["ping_ts"] for p in pongs(worker, "d")] == list(range(5))
-    assert {type(p["ponged_at"]) for p in pongs(worker, "d")} == {float}
+    assert [p["ping_ts"] for p in pongs(worker, "d2")] == list(range(5))
+    assert {type(p["ponged_at"]) for p in pongs(worker, "d2")} == {float}
 
 
-def test_stop_ends_the_work_within_five_seconds_as_interrupted(start_worker: Start) -> None:
-    worker = start_worker()
-    start_dummy(worker, "d")
+def test_stop_ends_the_work_within_five_seconds_as_interrupted(worker: Worker) -> None:
+    start_dummy(worker, "d3")
     asked = time.monotonic()
-    assert worker.post("/queues/stop", {"queue_id": "d"})[0] == 202
-    assert worker.wait_for_end("d", 5)["status"] == "interrupted"
+    assert worker.post("/queues/stop", {"queue_id": "d3"})[0] == 202
+    assert worker.wait_for_end("d3", 5)["status"] == "interrupted"
     assert time.monotonic() - asked < 5
-    assert worker.get("/queues/d")[1]["state"] == "interrupted"
+    assert worker.get("/queues/d3")[1]["state"] == "interrupted"
 
 
 def test_every_live_run_is_addressed_by_a_star(start_worker: Start) -> None:
@@ -72,29 +77,26 @@ def test_every_live_run_is_addressed_by_a_star(start_worker: Start) -> None:
     assert {worker.wait_for_end(name)["status"] for name in ("a", "b")} == {"interrupted"}
 
 
-def test_an_active_step_is_heard_of_at_least_every_five_seconds(start_worker: Start) -> None:
-    worker = start_worker()
-    start_dummy(worker, "d")
-    wait_for(lambda: len([e for e in worker.events("d") if e["event"] == "loading"]) >= 2, 12)
-    times = [e["timestamp"] for e in worker.events("d") if e["target"] == "dummy-service"]
+def test_an_active_step_is_heard_of_at_least_every_five_seconds(worker: Worker) -> None:
+    start_dummy(worker, "d4")
+    wait_for(lambda: len([e for e in worker.events("d4") if e["event"] == "loading"]) >= 2, 12)
+    times = [e["timestamp"] for e in worker.events("d4") if e["target"] == "dummy-service"]
     assert max(b - a for a, b in itertools.pairwise(times)) < 5
 
 
-def test_a_failing_step_ends_its_run_in_error(start_worker: Start) -> None:
-    worker = start_worker()
-    start_dummy(worker, "d")
-    worker.post("/commands", {"command": "fail-after", "queue_id": "d", "payload": {"seconds": 0.1}})
-    end = worker.wait_for_end("d")
+def test_a_failing_step_ends_its_run_in_error(worker: Worker) -> None:
+    start_dummy(worker, "d5")
+    worker.post("/commands", {"command": "fail-after", "queue_id": "d5", "payload": {"seconds": 0.1}})
+    end = worker.wait_for_end("d5")
     assert end["status"] == "error"
     assert "failed after" in end["error_message"]
 
 
-def test_the_same_queue_id_twice_is_the_same_run(start_worker: Start) -> None:
-    worker = start_worker()
-    start_dummy(worker, "d")
-    worker.post("/queues/start", {"command": "start", "queue_id": "d", "requests": [DUMMY]})
-    wait_for(lambda: len([e for e in worker.events("d") if e.get("status") == "accepted"]) == 2)
-    assert len([e for e in worker.events("d") if e.get("status") == "started"]) == 1
+def test_the_same_queue_id_twice_is_the_same_run(worker: Worker) -> None:
+    start_dummy(worker, "d6")
+    worker.post("/queues/start", {"command": "start", "queue_id": "d6", "requests": [DUMMY]})
+    wait_for(lambda: len([e for e in worker.events("d6") if e.get("status") == "accepted"]) == 2)
+    assert len([e for e in worker.events("d6") if e.get("status") == "started"]) == 1
 
 
 @pytest.mark.parametrize("value", [b"[1]", b"nonsense", b"null", b""])

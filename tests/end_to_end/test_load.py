@@ -51,7 +51,8 @@ def behave(exchange: str, *behaviours: dict[str, Any]) -> None:
 
 
 def stored(worker: Worker, collection: str, **between: int) -> int:
-    return SqliteStore(worker.folder / "store.db", read_only=True).count(collection, eq=BTC, **between)
+    store = SqliteStore(worker.folder / "store.db", read_only=True)
+    return store.count(collection, eq=BTC, **between) if collection in store.collections() else 0
 
 
 def test_a_day_is_stored_whole_and_candles_from_trades_equal_the_exchanges(
@@ -97,6 +98,21 @@ def test_a_worker_killed_at_random_moments_of_a_load_loses_and_doubles_nothing(
     assert worker.wait_for_end("k", 110)["status"] == "finished"
     code, document = verify(worker, "k")
     assert (code, document["differences"]) == (0, 0)
+
+
+def test_a_worker_stopped_in_the_middle_of_a_load_ends_in_seconds_and_goes_on(
+    start_worker: Start, start_exchange: Start
+) -> None:
+    exchange = start_exchange()
+    worker = start_worker(exchange)
+    begin(worker, "s", "2025-08-20:2025-08-26")
+    wait_for(lambda: stored(worker, "trades") > 20_000, 20, worker.said)
+    asked = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - asked < 10
+    worker = start_worker(exchange)
+    assert worker.wait_for_end("s")["status"] == "finished"
+    assert verify(worker, "s")[1]["differences"] == 0
 
 
 def test_a_row_that_cannot_be_read_is_put_aside_and_leaves_a_hole(start_worker: Start, start_exchange: Start) -> None:
