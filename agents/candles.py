@@ -21,6 +21,10 @@ async def fold_candles(message: Message) -> None:
     trades = decode_batch(message.value)
     key = message.key.decode()
     folding = candles_by_symbol.get(key) or Folding()
+    place = f"{message.topic}-{message.partition}"
+    if message.offset <= folding.at.get(place, -1):
+        candles_by_symbol.put(key, folding)  # repeated after a crash: what it made is on its topic already
+        return
     closed = fold_batch(folding, trades, settings().candle_intervals)
     for interval, columns in closed.items():
         channel = f"candles_{interval}"
@@ -31,5 +35,5 @@ async def fold_candles(message: Message) -> None:
         )  # fmt: skip
         await put(topics.market_for(channel), message.key, encode_batch(batch))
         ROWS.labels("fold_candles").inc(len(batch))
-    folding.at[f"{message.topic}-{message.partition}"] = message.offset
+    folding.at[place] = message.offset
     candles_by_symbol.put(key, folding)

@@ -16,9 +16,10 @@ async def simulate(job: Job) -> Finished:
 
     A `start` whose payload says `seconds` needs no further word.
     """
-    command: Json = {"command": "simulate-loading", "payload": job.step.params} if "seconds" in job.step.params else {}
-    if not command:
-        command = await job.told.get()
+    command: Json = {"command": "simulate-loading", "payload": job.step.params}
+    if "seconds" not in job.step.params:
+        command = (job.cursor or {}).get("command") or await job.told.get()
+        await job.checkpoint({"command": command})
     seconds = float(command.get("payload", {}).get("seconds", 1.0))
     records = int(command.get("payload", {}).get("records", 100))
     began = time.monotonic()

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from app import outside, topics
-from app.core import Message, consumes, dead_letter
-from app.errors import CommandRejected, UnknownRun
+from app.core import Message, consumes, dead_letter, stop_process
+from app.errors import CommandRejected, StoreBusy, StoreError, UnknownRun
 from app.telemetry import COMMANDS
 from app.work import send_event, send_task
 from models import control
@@ -24,6 +24,9 @@ from models.control import Command, Json, Step, TaskMessage, Workflow
 from tables.workflows import workflows
 
 log = logging.getLogger(__name__)
+
+COPY_WAIT_S = 0.3  # a ping must be answered within a second
+_copies: set[asyncio.Task[None]] = set()
 
 
 @consumes(topics.queue_control, topics.queue_events)
@@ -47,7 +50,8 @@ async def answer(said: Json, message: Message) -> None:
         await _ANSWERS[command.command](command, said, message)
         COMMANDS.labels(command.command, "accepted").inc()
     except CommandRejected as error:
-        COMMANDS.labels(str(said.get("command"))[:32], "rejected").inc()
+        word = said.get("command")
+        COMMANDS.labels(word if isinstance(word, str) and word in control.COMMANDS else "unknown", "rejected").inc()
         log.info("rejected: %s", error)
         queue_id = said.get("queue_id")
         await send_event(control.make_event(
@@ -90,13 +94,22 @@ async def start(command: Command, said: Json, message: Message) -> None:
 
 async def stop(command: Command, said: Json, message: Message) -> None:
     for run in addressed(command):
-        for step in control.active(run):
-            if command.target in ("", step.target):
-                await send_task(_task_message("stop", run, step))
-        if run.live and not command.target:
-            run.state = "stopping"
-        await send_event(control.make_event("accepted", queue_id=run.queue_id, message="stopping"))
+        if message.offset > run.at.get("queue-control", -1):
+            run.at["queue-control"] = message.offset
+            for step in run.steps:
+                if command.target in ("", step.target):
+                    await _stop_step(run, step)
+            if run.live and not command.target:
+                run.state = "stopping"
+            await send_event(control.make_event("accepted", queue_id=run.queue_id, message="stopping"))
         await _go_on(run)
+
+
+async def _stop_step(run: Workflow, step: Step) -> None:
+    if step.state in ("launched", "loading"):
+        await send_task(_task_message("stop", run, step))
+    elif step.state == "waiting":
+        step.state = "interrupted"
 
 
 async def ping(command: Command, said: Json, message: Message) -> None:
@@ -111,15 +124,15 @@ async def status(command: Command, said: Json, message: Message) -> None:
 
 
 async def tell(command: Command, said: Json, message: Message) -> None:
-    """`simulate-loading` and `fail-after` go to the run's dummy steps."""
-    for run in addressed(command):
-        dummies = [step for step in control.active(run) if step.target == control.DUMMY]
-        if not dummies:
-            raise CommandRejected("queue_id", f"{run.queue_id!r} has no {control.DUMMY} at work")
-        for step in dummies:
-            told = _task_message("tell", run, step)
-            told.command = said
-            await send_task(told)
+    """`simulate-loading` and `fail-after` go to the dummy steps that are at work."""
+    runs = addressed(command)
+    told = [(run, step) for run in runs for step in control.active(run) if step.target == control.DUMMY]
+    if not told:
+        raise CommandRejected("queue_id", f"no {control.DUMMY} is at work in {command.queue_id!r}")
+    for run, step in told:
+        task_message = _task_message("tell", run, step)
+        task_message.command = said
+        await send_task(task_message)
 
 
 _ANSWERS = {"start": start, "stop": stop, "ping": ping, "status": status, "simulate-loading": tell, "fail-after": tell}
@@ -161,14 +174,35 @@ async def _go_on(run: Workflow) -> None:
 
 
 async def _keep(run: Workflow) -> None:
-    """The run's row, and its copy in the store."""
+    """The run's row, and its copy in the store. A store that is away is waited for beside the agent, not in it."""
+    run.revision = max(run.revision + 1, int(time.time() * 1000))
     workflows.put(run.queue_id, run)
-    now_ms = int(time.time() * 1000)
     document = {
-        "queue_id": run.queue_id, "status": run.state, "version": now_ms, "updated_ms": now_ms,
+        "queue_id": run.queue_id,
+        "status": run.state,
+        "version": run.revision,
+        "updated_ms": run.revision,
         "state": msgspec.to_builtins(run),
-    }  # fmt: skip
-    await asyncio.to_thread(outside.store().upsert, "queue_state", [document])
+    }
+    copying = asyncio.create_task(_copy(document))
+    _copies.add(copying)
+    copying.add_done_callback(_copies.discard)
+    await asyncio.wait({copying}, timeout=COPY_WAIT_S)
+
+
+async def _copy(document: Json) -> None:
+    """An older revision never replaces a newer one, so copies may overtake each other."""
+    while True:
+        try:
+            result = await asyncio.to_thread(outside.store().upsert, "queue_state", [document])
+        except StoreBusy as error:
+            await asyncio.sleep(error.retry_after_s)
+        except StoreError as error:
+            stop_process(error)
+        else:
+            if result.errors:
+                log.error("the run %s cannot be stored: %s", document["queue_id"], result.errors[0][2])
+            return
 
 
 def _task_message(kind: Any, run: Workflow, step: Step) -> TaskMessage:

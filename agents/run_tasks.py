@@ -53,6 +53,8 @@ async def run_tasks(message: Message) -> None:
         else:
             job[0].stopping = True
             job[1].cancel()
+    elif said.kind == "stop" and row.state == "stopping":
+        begin(row)  # nobody is at work on it any more: only its last word is missing
 
 
 @app.task
@@ -77,7 +79,7 @@ def begin(row: Task) -> None:
     """Start the task's work, after what an older attempt may still have to say."""
     if known := _at_work.get(row.task_id):
         if known[0].attempt < row.attempt:
-            known[1].add_done_callback(lambda _: begin(row))
+            known[1].add_done_callback(lambda _: begin(tasks.get(row.task_id) or row))
         return
     job = Job(row)
     job.stopping = row.state == "stopping"

@@ -16,7 +16,7 @@ import msgspec
 from adapters.stores import collections
 from adapters.stores.base import Store
 from app import outside, topics
-from app.core import Message, consumes, dead_letter
+from app.core import Message, backlog, consumes, dead_letter
 from app.errors import RunFailed
 from app.telemetry import ROWS
 from app.work import Finished, Job, work
@@ -27,6 +27,7 @@ from models.market import Batch, decode_batch, interval_of
 from tables.coverage_by_stream import coverage_by_stream
 
 POLL_S = 0.2
+QUIET_S = 5.0  # nothing waits on the topics and the ledger stands still: what is not settled by now is missing
 # The exchange's own candle outranks the one we made from its trades; live ones lie between until history is loaded.
 CANDLE_VERSIONS = {"aggregated": 1, "live": 2, "replay": 2, "history": 3}
 
@@ -35,13 +36,11 @@ CANDLE_VERSIONS = {"aggregated": 1, "live": 2, "replay": 2, "history": 3}
 async def store_batches(message: Message) -> None:
     """Write a batch, then its ledger."""
     batch = decode_batch(message.value)
-    stream = stream_name(batch.venue, batch.symbol, batch.channel)
-    ledger = coverage_by_stream.get(stream) or Coverage()
-    ledger.at[f"{message.topic}-{message.partition}"] = message.offset
-    refused = await asyncio.to_thread(store_batch, outside.store(), collection_of(batch.channel), batch, ledger)
+    ledger, refused = await asyncio.to_thread(store_batch, outside.store(), collection_of(batch.channel), batch)
     if refused:
         await dead_letter(message, refused)
-    coverage_by_stream.put(stream, ledger)
+    ledger.at[f"{message.topic}-{message.partition}"] = message.offset
+    coverage_by_stream.put(stream_name(batch.venue, batch.symbol, batch.channel), ledger)
     ROWS.labels("store_batches").inc(len(batch))
 
 
@@ -65,9 +64,10 @@ def collection_of(channel: str) -> str:
     return spec.name
 
 
-def store_batch(store: Store, collection: str, batch: Batch, ledger: Coverage) -> str:
-    """Rows and ledger together; why rows were refused, if any were: then the batch's span is missing.
+def store_batch(store: Store, collection: str, batch: Batch) -> tuple[Coverage, str]:
+    """Rows and ledger together; the ledger, and why rows were refused, if any were: then the batch's span is missing.
 
+    The ledger in the store is the truth, because it commits with the rows; the table mirrors it.
     Raises StoreBusy, StoreError.
     """
     refused = ""
@@ -79,16 +79,16 @@ def store_batch(store: Store, collection: str, batch: Batch, ledger: Coverage) -
             if errors := store.upsert_columns(collection, columns).errors:
                 refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
                 batch = msgspec.structs.replace(batch, missing=(batch.covers,) if batch.covers else ())
+        ledger = outside.read_coverage(store, batch.symbol, batch.channel)
         ledger.add(batch)
         if batch.covers:
-            now_ms = int(time.time() * 1000)
             store.upsert("coverage", [{
                 "venue": batch.venue, "symbol": batch.symbol, "channel": batch.channel,
-                "version": now_ms, "updated_ms": now_ms,
+                "updated_ms": int(time.time() * 1000),
                 "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
                 "raw": ledger.raw,
             }])  # fmt: skip
-    return refused
+    return ledger, refused
 
 
 @work(CONNECTOR)
@@ -104,13 +104,15 @@ async def persist(job: Job) -> Finished:
     collection = collection_of(step.channel)
     time_column = "ts_ms" if step.channel == "trades" else "ts"
     eq = {"venue": outside.VENUE, "symbol": step.symbol}
+    quiet = Quiet(step.channel)
     while True:
         ledger = await asyncio.to_thread(outside.read_coverage, store, step.symbol, step.channel)
         known = ledger.within(start, end)
         await job.report(progress=spans.length(known.stored) / (end - start), message=f"until {time_column} is covered")
-        if has_arrived(ledger, step.inputs) and ledger.settled([(start, end)]):
+        if has_arrived(ledger, step.inputs) and (ledger.settled([(start, end)]) or quiet.for_long(ledger)):
             break
         await asyncio.sleep(POLL_S)
+    known.missing = known.gaps_besides(start, end)
     rows = await asyncio.to_thread(store.count, collection, eq=eq, lo=start, hi=end)
     holes = {"missing": known.missing, "unrecoverable": known.unrecoverable}
     extra = {"collection": collection, **{name: found for name, found in holes.items() if found}}
@@ -118,6 +120,20 @@ async def persist(job: Job) -> Finished:
         text = "; ".join(f"{name} {describe(found)}" for name, found in holes.items() if found)
         raise RunFailed(f"{step.symbol} {step.channel}: {text}; `allow_missing` finishes with the list instead")
     return Finished(rows, f"{rows} rows in {collection}", extra)
+
+
+class Quiet:
+    """Tells when nothing of a channel is under way any more, so that waiting longer changes nothing."""
+
+    def __init__(self, channel: str) -> None:
+        self._topics = (topics.raw_for(channel), topics.market_for(channel))
+        self._seen: Coverage | None = None
+        self._since = time.monotonic()
+
+    def for_long(self, ledger: Coverage) -> bool:
+        if ledger != self._seen or any(backlog(topic) for topic in self._topics):
+            self._seen, self._since = ledger, time.monotonic()
+        return time.monotonic() - self._since > QUIET_S
 
 
 def has_arrived(ledger: Coverage, inputs: list[Json]) -> bool:

@@ -21,7 +21,7 @@ import msgspec
 from adapters.stores import graphs
 from app import outside
 from app.config import settings
-from app.errors import RunFailed
+from app.errors import RunFailed, StoreError
 from app.work import Finished, Job, work
 from models.control import TRAINER, Json, Step, graph_name
 from models.gnn.dataset import save_inputs
@@ -46,11 +46,11 @@ async def train(job: Job) -> Finished:
         code = await child.wait()
     finally:
         await _end_child(child)
+        shutil.rmtree(workdir, ignore_errors=True)
     if code != 0 or "done" not in done:
         last = (await said).decode(errors="replace").strip().splitlines()[-1:]
         raise RunFailed(str(done.get("error") or f"the training ended with exit code {code}: {' '.join(last)}"))
     await asyncio.to_thread(publish, request, job.queue_id, done)
-    shutil.rmtree(workdir, ignore_errors=True)
     extra = {"model": request.name, "version": request.version, "artifact": done["done"],
              "model_filename": f"{done['done']}/model.safetensors", "verdicts": done.get("verdicts")}  # fmt: skip
     return Finished(1, f"model {request.name} in {done['done']}", extra)
@@ -105,11 +105,13 @@ async def follow(job: Job, child: asyncio.subprocess.Process) -> Json:
 def publish(request: TrainRequest, queue_id: str, done: dict[str, Any]) -> None:
     """The model's document, after its artifact is whole."""
     artifact = Path(done["done"])
-    outside.store().upsert("models", [{
+    result = outside.store().upsert("models", [{
         "model": request.name, "version": request.version, "queue_id": queue_id, "created_ms": int(time.time() * 1000),
         "verdict": msgspec.json.encode(done.get("verdicts")).decode(), "path": str(artifact),
         "metrics": msgspec.json.decode((artifact / "metrics.json").read_bytes()),
     }])  # fmt: skip
+    if result.errors:
+        raise StoreError(f"the model cannot be registered: {result.errors[0][2]}; its artifact is in {artifact}")
 
 
 async def _end_child(child: asyncio.subprocess.Process) -> None:

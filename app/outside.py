@@ -107,4 +107,5 @@ def coverage_key(symbol: str, channel: str) -> str:
 
 
 def coverage_of(document: Document) -> Coverage:
-    return msgspec.convert({name: document[name] for name in ("stored", "missing", "unrecoverable", "raw")}, Coverage)
+    names = ("stored", "missing", "unrecoverable", "raw")
+    return msgspec.convert({name: document[name] for name in names if name in document}, Coverage)

@@ -25,9 +25,6 @@ def run() -> None:
     """Run until SIGTERM or SIGINT. Raises SetupRefused, LogInUse, LogDamaged, LogFull, StoreError."""
     config = settings()
     check_address(config.web_bind, config.web_port)
-    if config.kafka_bootstrap_servers:
-        _work()
-        return
     with closing(Log.open(config.log_path)) as log:
         from app import outside
         from app.main import app  # Faust and every agent: only after the ground is checked

@@ -37,15 +37,16 @@ class Topic:
         )  # fmt: skip
 
 
+_control_ms = 90 * 24 * HOUR_MS  # runs live in their table and in the store; the topics are for who reads along
 _raw_ms = settings().raw_retention_h * HOUR_MS
 _batch_ms = settings().market_retention_h * HOUR_MS
 
 _FOLLOWERS = ("manage_queue", "keep_events", "show_events", "clients")
 
 TOPICS = (
-    Topic("queue-control", "none", ("clients",), ("manage_queue",), 1, None),
-    Topic("queue-tasks", "task", ("manage_queue", "run_tasks"), ("run_tasks",), _market, None),
-    Topic("queue-events", "run", ("manage_queue", "run_tasks"), _FOLLOWERS, 1, None),
+    Topic("queue-control", "none", ("clients",), ("manage_queue",), 1, _control_ms),
+    Topic("queue-tasks", "task", ("manage_queue", "run_tasks"), ("run_tasks",), _market, _control_ms),
+    Topic("queue-events", "run", ("manage_queue", "run_tasks"), _FOLLOWERS, 1, _control_ms),
     Topic("raw.trades", "venue:symbol", ("run_tasks",), ("normalize_pages",), _market, _raw_ms),
     Topic("raw.candles", "venue:symbol", ("run_tasks",), ("normalize_pages",), _market, _raw_ms),
     Topic("market.trades", "venue:symbol", ("normalize_pages",), ("store_batches", "fold_candles"), _market, _batch_ms),

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
+import orjson
 
 from app.errors import CommandRejected
 from models.market import INTERVAL_MS, Span, instant_ms
@@ -43,7 +44,10 @@ LABELS = ("dir", "vol_regime")
 DEFAULT_INTERVAL = "5m"
 
 _SYMBOL = re.compile(r"[A-Z0-9]{2,20}")
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+MAX_STEPS = 200
+# Collections that are not a graph's; a graph is dropped and written anew, so it may never be called so.
+_RESERVED = re.compile(r"trades|coverage|queue_state|telemetry_events|models|graphs|candles_.*|.*_edges", re.IGNORECASE)
 
 
 class Command(msgspec.Struct, kw_only=True):
@@ -110,6 +114,7 @@ class Workflow(msgspec.Struct, kw_only=True):
     created_at: float
     updated_at: float
     command: Json
+    revision: int = 0  # grows with every change
     at: dict[str, int] = {}
 
     @property
@@ -164,7 +169,10 @@ def read_command(value: bytes | None) -> Json:
 def check_command(message: Mapping[str, Any]) -> Command:
     """Types and words of a command. Raises CommandRejected naming the field and what is allowed."""
     try:
+        orjson.dumps(message)  # unknown fields are kept, so they too must be writable
         command = msgspec.convert(dict(message), Command)
+    except TypeError as error:
+        raise CommandRejected("message", f"a value that cannot be kept: {error}") from None
     except msgspec.ValidationError as error:
         what, _, path = str(error).partition(" - at `$.")
         field = path.rstrip("`") or ("command" if "`command`" in what else "message")
@@ -173,11 +181,13 @@ def check_command(message: Mapping[str, Any]) -> Command:
     if command.command != "start" and not command.queue_id:
         raise CommandRejected("queue_id", f"`{command.command}` needs the run it is for, or `*` for every live one")
     if command.queue_id and command.queue_id not in ALL and not _NAME.fullmatch(command.queue_id):
-        raise CommandRejected("queue_id", "1 to 128 of the characters A-Z a-z 0-9 _ . -")
+        raise CommandRejected("queue_id", "a letter or digit, then up to 99 of A-Z a-z 0-9 _ -")
     if command.command == "start" and command.queue_id in ALL:
         raise CommandRejected("queue_id", "`*` and `all` address live runs; a new one needs a name or none")
     if command.target and command.command != "start":
         _one_of("target", command.target, tuple(TYPES))
+    if command.command in ("simulate-loading", "fail-after"):
+        _check_dummy(command.payload, "payload.")
     return command
 
 
@@ -189,19 +199,20 @@ def plan(message: Mapping[str, Any], now_s: float | None = None, seed: bytes = b
     """
     now = time.time() if now_s is None else now_s
     command = check_command(message)
-    requests = command.requests or [{}]
+    requests, command.requests = command.requests, []
+    if len(requests) * max(1, len(command.symbols)) > MAX_STEPS:
+        raise CommandRejected("requests", f"a run has at most {MAX_STEPS} steps")
     steps: list[Step] = []
-    for index, request in enumerate(requests):
-        where = f"requests[{index}]." if command.requests else ""
+    for index, request in enumerate(requests or [{}]):
+        where = f"requests[{index}]." if requests else ""
         steps += _steps_of(_inherit(command, request, where), where, now)
-    if not steps:
-        raise CommandRejected("requests", "the pipeline has no step")
     queue_id = command.queue_id or generate_queue_id(steps[0], now, seed)
     steps.sort(key=lambda step: _ORDER[step.target])
+    _inherit_interval(steps)
+    _inherit_graph(steps)
     for index, step in enumerate(steps):
         step.task_id = f"{queue_id}.{index}"
-        step.needs = tuple(i for i, other in enumerate(steps[:index]) if _needs(step, other, steps))
-    _inherit_interval(steps)
+        step.needs = tuple(i for i, other in enumerate(steps[:index]) if _needs(step, other))
     return Workflow(
         queue_id=queue_id, state="reserved", steps=steps, created_at=now, updated_at=now, command=dict(message)
     )
@@ -254,6 +265,7 @@ def _steps_of(request: Command, where: str, now_s: float) -> list[Step]:
     _one_of(f"{where}type", request.type, TYPES[request.target])
     symbols = request.symbols or ([request.symbol] if request.symbol else [])
     if request.target == DUMMY:
+        _check_dummy(request.payload, f"{where}payload.")
         return [Step(task_id="", target=DUMMY, type=request.type, params=dict(request.payload))]
     if not symbols:
         raise CommandRejected(f"{where}symbol", "say which, e.g. BTCUSDT")
@@ -292,16 +304,26 @@ def _params(request: Command, where: str) -> Json:
     for name in ("collection_name", "collection_output", "graph_collection", "model_output"):
         if (text := getattr(request, name)) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", text):
             raise CommandRejected(f"{where}{name}", f"{text!r}: a letter, then up to 63 of A-Z a-z 0-9 _ -")
+        if name in ("collection_output", "graph_collection") and _RESERVED.fullmatch(text):
+            raise CommandRejected(f"{where}{name}", f"{text!r} is the name of another collection: choose another")
     names = ("collection_name", "collection_output", "graph_collection", "model_output", "model_type", "label",
              "epochs", "learning_rate", "horizon", "allow_missing")  # fmt: skip
     said = {name: getattr(request, name) for name in names}
-    return {name: value for name, value in said.items() if value not in ("", None, False)} | dict(request.payload)
+    more = {name: value for name, value in request.payload.items() if name not in Command.__struct_fields__}
+    return more | {name: value for name, value in said.items() if value not in ("", None, False)}
+
+
+def _check_dummy(payload: Json, where: str) -> None:
+    for name, most in (("seconds", 86_400), ("records", 10**12)):
+        value = payload.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise CommandRejected(f"{where}{name}", f"{value!r} is not a number from 0 to {most}")
 
 
 _ORDER = {LOADER: 0, CONNECTOR: 1, BUILDER: 2, TRAINER: 3, DUMMY: 4}
 
 
-def _needs(step: Step, other: Step, steps: list[Step]) -> bool:
+def _needs(step: Step, other: Step) -> bool:
     """Order follows from what a step needs: load -> persist -> graph -> train, per stream, then per symbol."""
     if step.target == DUMMY or other.symbol != step.symbol:
         return False
@@ -310,8 +332,7 @@ def _needs(step: Step, other: Step, steps: list[Step]) -> bool:
     if step.target == BUILDER:
         return other.target in (LOADER, CONNECTOR)
     if step.target == TRAINER:
-        wanted = step.params.get("graph_collection")
-        return other.target == BUILDER and wanted in (None, other.params.get("collection_output"))
+        return other.target == BUILDER and graph_name(step) == graph_name(other)
     return False
 
 
@@ -322,6 +343,14 @@ def _inherit_interval(steps: Iterable[Step]) -> None:
         if not step.interval and step.target in (BUILDER, TRAINER):
             same = [other.interval for other in loaded if other.symbol == step.symbol]
             step.interval = same[0] if same else DEFAULT_INTERVAL
+
+
+def _inherit_graph(steps: Iterable[Step]) -> None:
+    """A training that names no graph uses the one that the run builds for its symbol."""
+    built = {step.symbol: graph_name(step) for step in steps if step.target == BUILDER}
+    for step in steps:
+        if step.target == TRAINER and "graph_collection" not in step.params and step.symbol in built:
+            step.params["graph_collection"] = built[step.symbol]
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -372,12 +401,14 @@ def apply_event(run: Workflow, event: Mapping[str, Any]) -> bool:
     ):
         return False
     step.state = "loading" if status == "started" else status
-    step.records_written = max(step.records_written, int(event.get("records_written") or 0))
+    written = event.get("records_written")
+    if isinstance(written, int | float) and 0 <= written < 2**63:
+        step.records_written = max(step.records_written, int(written))
     step.progress = event["progress"] if isinstance(event.get("progress"), int | float) else step.progress
     step.message = str(event.get("message") or "")
     step.error = str(event.get("error_message") or "")
     step.extra = {k: v for k, v in extra.items() if k not in ("task", "attempt")} if isinstance(extra, dict) else {}
-    step.updated_at = float(event.get("timestamp") or 0.0)
+    step.updated_at = time.time()
     if status == "finished":
         step.progress = 1.0
     return True
@@ -388,11 +419,13 @@ def conclude(run: Workflow) -> RunState:
     states = [step.state for step in run.steps]
     if active(run) or ready(run):
         return run.state
+    if all(state == "finished" for state in states):
+        return "finished"
     if "error" in states:
         return "error"
     if "interrupted" in states or run.state == "stopping":
         return "interrupted"
-    return "finished" if all(state == "finished" for state in states) else run.state
+    return run.state
 
 
 def apply_task(row: Task | None, message: TaskMessage, partition: int) -> Task | None:
@@ -456,9 +489,12 @@ def make_pong(run: Workflow, ping_sent_at: float | None, workers: int) -> Json:
 
 
 def graph_name(step: Step) -> str:
-    """The graph a step makes or reads: the caller's name, else `graph_btcusdt_5m`."""
+    """The graph a step makes or reads: the caller's name, else one of symbol, interval and range."""
     said = step.params.get("collection_output" if step.target == BUILDER else "graph_collection")
-    return str(said or f"graph_{step.symbol}_{step.interval}".lower())
+    if said:
+        return str(said)
+    days = "_".join(datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y%m%dt%H%M") for ms in step.range_ms or ())
+    return f"graph_{step.symbol}_{step.interval}_{days.replace('t0000', '')}".lower()
 
 
 def _iso(seconds: float) -> str:

@@ -43,6 +43,10 @@ class Coverage(msgspec.Struct, kw_only=True):
         """What of [start, end) is not stored."""
         return spans.subtract([(start, end)], self.stored)
 
+    def gaps_besides(self, start: int, end: int) -> list[Span]:
+        """What of [start, end) is neither stored nor known to be unrecoverable."""
+        return spans.subtract([(start, end)], [*self.stored, *self.unrecoverable])
+
     def within(self, start: int, end: int) -> Coverage:
         return Coverage(
             stored=spans.clip(self.stored, start, end),

@@ -27,11 +27,10 @@ COVERAGE = CollectionSpec(
     key=("venue", "symbol", "channel"),
     key_format="{venue}.{symbol}.{channel}",
     columns={
-        "venue": "text", "symbol": "text", "channel": "text", "version": "int", "updated_ms": "int",
+        "venue": "text", "symbol": "text", "channel": "text", "updated_ms": "int",
         "stored": "json", "missing": "json", "unrecoverable": "json",  # lists of [start_ms, end_ms)
     },
     time=None,
-    version="version",
 )  # fmt: skip
 
 QUEUE_STATE = CollectionSpec(

@@ -1,6 +1,6 @@
 """Candles and graphs between a store and their arrays; the same for every store.
 
-The document in `graphs` is written last: a graph without it is not a graph yet.
+The hash in `graphs` is written last: a graph without it is not a graph yet.
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ def write_graph(store: Store, name: str, graph: gnn.CandleGraph, queue_id: str) 
         (collections.graph_edges(name, interval), gnn.edge_columns(graph), len(graph.edge_src)),
     )
     total, written = sum(rows for _, _, rows in parts), 0
+    document = {"graph": name, "created_ms": int(time.time() * 1000), "vertices": 0, "edges": 0, "sha256": ""}
+    store.upsert("graphs", [document])  # what is there now is no graph any more
     for spec, _, _ in parts:
-        if spec.name in store.collections():
-            store.drop(spec.name)
+        store.ensure(spec)  # refuses a name that holds something else
+        store.drop(spec.name)
         store.ensure(spec)
     for spec, columns, rows in parts:
         for at in range(0, rows, BATCH_ROWS):
@@ -60,16 +62,16 @@ def write_graph(store: Store, name: str, graph: gnn.CandleGraph, queue_id: str) 
             written += min(BATCH_ROWS, rows - at)
             yield written, total
     meta = gnn.meta_document(graph)
-    store.upsert("graphs", [{
-        "graph": name, "created_ms": int(time.time() * 1000), "vertices": meta["vertices"], "edges": meta["edges"],
-        "sha256": meta["graph_hash"], "spec": {**meta, "queue_id": queue_id},
-    }])  # fmt: skip
+    counts = {"vertices": meta["vertices"], "edges": meta["edges"]}
+    store.upsert(
+        "graphs", [{**document, **counts, "sha256": meta["graph_hash"], "spec": {**meta, "queue_id": queue_id}}]
+    )
 
 
 def read_graph(store: Store, name: str) -> gnn.CandleGraph:
     """The graph as it was built. Raises RunFailed when it is not there or not what was written."""
     [document] = store.get("graphs", [name])
-    if document is None:
+    if document is None or not document["sha256"]:
         raise RunFailed(f"no graph is called {name!r}: run a `graph-builder` step first")
     meta: dict[str, Any] = document["spec"]
     interval = meta["spec"]["interval"]

@@ -87,7 +87,7 @@ class SqliteStore:
         with self._writing() as connection:
             layout.drop(connection)
             connection.execute("DELETE FROM collections WHERE name = ?", (collection,))
-            del self._known[collection]
+            self._known.pop(collection, None)
 
     # -- write
 

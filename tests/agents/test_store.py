@@ -39,19 +39,19 @@ def closes(store: SqliteStore) -> list[float]:
 
 def test_a_repeated_batch_changes_nothing(store: SqliteStore) -> None:
     for _ in range(2):
-        assert store_batch(store, SPEC.name, candles(), Coverage()) == ""
+        assert store_batch(store, SPEC.name, candles())[1] == ""
     assert closes(store) == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("order", [("history", "aggregated"), ("aggregated", "history")])
 def test_the_exchanges_own_candle_outranks_the_one_made_from_trades(store: SqliteStore, order: tuple[str, str]) -> None:
     for source in order:
-        store_batch(store, SPEC.name, candles(2.0 if source == "history" else 1.0, source=source), Coverage())
+        store_batch(store, SPEC.name, candles(2.0 if source == "history" else 1.0, source=source))
     assert closes(store) == [2.0, 2.0, 2.0]
 
 
 def test_the_ledger_is_stored_with_what_it_speaks_of(store: SqliteStore) -> None:
-    store_batch(store, SPEC.name, candles(), Coverage())
+    store_batch(store, SPEC.name, candles())
     [document] = store.get("coverage", ["binance.BTCUSDT.candles_1m"])
     assert document is not None
     assert document["stored"] == [[0, 3 * MINUTE]]
@@ -59,8 +59,8 @@ def test_the_ledger_is_stored_with_what_it_speaks_of(store: SqliteStore) -> None
 
 
 def test_refused_rows_are_missing_not_stored(store: SqliteStore) -> None:
-    ledger = Coverage()
-    assert "refused 3 rows" in store_batch(store, SPEC.name, candles(symbol="BTC:USDT"), ledger)
+    ledger, why = store_batch(store, SPEC.name, candles(symbol="BTC:USDT"))
+    assert "refused 3 rows" in why
     assert (ledger.stored, ledger.missing) == ([], [(0, 3 * MINUTE)])
 
 

@@ -154,6 +154,15 @@ def test_a_range_the_exchange_lacks_is_unrecoverable_and_an_error_unless_allowed
     assert [tuple(span) for span in persisted["extra"]["unrecoverable"]] == [hole]
 
 
+def test_a_connector_to_which_nothing_comes_ends_instead_of_waiting_for_ever(start_worker: Start) -> None:
+    worker = start_worker()
+    request = {"target": "arango-connector", "type": "api_candles_5m"}
+    command = {"command": "start", "queue_id": "alone", "symbol": "BTCUSDT", "time_range": DAY, "requests": [request]}
+    assert worker.post("/queues/start", command)[0] == 202
+    end = worker.wait_for_end("alone", 20)
+    assert (end["status"], "missing" in end["error_message"]) == ("error", True)
+
+
 def test_an_exchange_that_is_down_is_waited_for_and_stop_still_works(
     start_worker: Start, start_exchange: Start
 ) -> None:

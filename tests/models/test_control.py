@@ -246,3 +246,60 @@ def test_an_event_is_one_flat_object_with_the_documented_fields() -> None:
     assert event["progress"] == 1.0
     assert event["producer"] == event["telemetry_id"]
     assert event["finished"] is False
+
+
+@pytest.mark.parametrize("name", ["trades", "Coverage", "candles_5m", "queue_state", "other_edges"])
+@pytest.mark.parametrize("where", ["requests", "payload"])
+def test_a_graph_never_takes_another_collections_name(name: str, where: str) -> None:
+    said = {"collection_output": name} if where == "requests" else {"payload": {"collection_output": name}}
+    command = MONTH | {"requests": [{"target": "graph-builder", "type": "gnn_graph", **said}]}
+    if where == "payload":
+        assert control.graph_name(control.plan(command, NOW).steps[0]) == "graph_btcusdt_5m_20250820_20250918"
+        return
+    with pytest.raises(CommandRejected) as caught:
+        control.plan(command, NOW)
+    assert caught.value.field == "requests[0].collection_output"
+
+
+@pytest.mark.parametrize("payload", [{"seconds": "x"}, {"seconds": -1}, {"seconds": None}, {"records": 1e30}])
+def test_a_dummy_is_told_numbers(payload: Json) -> None:
+    request = {"target": "dummy-service", "type": "simulate", "payload": payload}
+    with pytest.raises(CommandRejected):
+        control.plan({"command": "start", "requests": [request]}, NOW)
+    with pytest.raises(CommandRejected):
+        control.check_command({"command": "fail-after", "queue_id": "r", "payload": payload})
+
+
+def test_a_number_that_cannot_be_kept_is_rejected() -> None:
+    with pytest.raises(CommandRejected):
+        control.plan(MONTH | {"note": 10**30}, NOW)
+
+
+def test_a_pipeline_has_an_end() -> None:
+    with pytest.raises(CommandRejected, match="at most"):
+        control.plan(MONTH | {"requests": MONTH["requests"] * 50}, NOW)
+
+
+def test_a_training_finds_the_graph_its_run_builds() -> None:
+    build = {"target": "graph-builder", "type": "gnn_graph"}
+    train = {"target": "gnn-trainer", "type": "gnn_train"}
+    for builder, trainer in ((build, train), (build | {"collection_output": "mine"}, train)):
+        run = control.plan(MONTH | {"requests": [trainer, builder]}, NOW)
+        assert run.steps[1].needs == (0,)
+        assert control.graph_name(run.steps[0]) == control.graph_name(run.steps[1])
+
+
+def test_a_stop_that_meets_the_end_leaves_a_finished_run_finished() -> None:
+    run = month()
+    for step in run.steps:
+        step.state = "finished"
+    run.state = "stopping"
+    assert control.conclude(run) == "finished"
+
+
+@pytest.mark.parametrize("facts", [{"records_written": "x"}, {"records_written": 1e30}, {"records_written": None}])
+def test_a_foreign_word_in_an_event_changes_no_number(facts: Json) -> None:
+    run = month()
+    launch(run)
+    control.apply_event(run, event_of(run, 0, "loading") | facts)
+    assert run.steps[0].records_written == 0

@@ -1,0 +1,44 @@
+"""Settings that cannot be used are refused at start, by name, with what to do."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.config import settings
+from app.errors import SetupRefused
+
+
+@pytest.fixture(autouse=True)
+def _fresh_settings() -> Iterator[None]:
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BINANCE_API_URL", "127.0.0.1:8090"),
+        ("CANDLE_INTERVALS", "5m,7m"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9092"),
+        ("STORE_URL", "http://127.0.0.1:8529"),
+        ("WEB_PORT", "none"),
+        ("WEB_BIND", "0.0.0.0"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SetupRefused, match=name):
+        settings()
+
+
+def test_intervals_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANDLE_INTERVALS", "1m, 5m")
+    assert settings().candle_intervals == ("1m", "5m")
+
+
+@pytest.mark.parametrize(("bind", "url"), [("0.0.0.0", "http://127.0.0.1:6066"), ("::1", "http://[::1]:6066")])
+def test_the_address_of_the_page_can_be_opened(monkeypatch: pytest.MonkeyPatch, bind: str, url: str) -> None:
+    monkeypatch.setenv("WEB_BIND", bind)
+    monkeypatch.setenv("API_TOKEN", "t")
+    assert settings().web_url == url
