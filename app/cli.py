@@ -545,12 +545,24 @@ def print_events(page: list[Json], as_json: bool) -> None:
 
 
 def event_line(event: Json) -> str:
-    at = time.strftime("%H:%M:%S", time.gmtime(event.get("timestamp") or 0))
-    what = " ".join(str(event[name]) for name in ("target", "type") if event.get(name))
-    share = f"{event['progress']:.0%}" if isinstance(event.get("progress"), int | float) else ""
-    rows = f"{event['records_written']:,}" if event.get("records_written") else ""
-    said = event.get("error_message") or event.get("message") or ""
-    return "  ".join(str(part) for part in (at, f"{event['event']:<11}", what, share, rows, said) if part)
+    """One line of whatever any client wrote: a field of another type than ours is left out or shown as it is."""
+    said_s, share, rows = (event.get(name) for name in ("timestamp", "progress", "records_written"))
+    parts = (
+        _time_of_day(said_s),
+        f"{event.get('event')!s:<11}",
+        " ".join(str(event[name]) for name in ("target", "type") if event.get(name)),
+        f"{share:.0%}" if isinstance(share, int | float) else "",
+        f"{rows:,}" if isinstance(rows, int) and rows else "",
+        event.get("error_message") or event.get("message") or "",
+    )
+    return "  ".join(str(part) for part in parts if part)
+
+
+def _time_of_day(epoch_s: Any) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.gmtime(epoch_s if isinstance(epoch_s, int | float) else 0))
+    except (OverflowError, OSError, ValueError):  # no moment of this calendar
+        return "--:--:--"
 
 
 def run_lines(run: Json) -> Iterator[str]:

@@ -72,7 +72,7 @@ def read_events(store: Store, queue_id: str, after: int = -1) -> list[Json]:
     found: list[tuple[int, str]] = []
     for batch in store.scan("telemetry_events", eq={"queue_id": queue_id}, columns=["offset", "body"]):
         found += zip(batch.column("offset").to_pylist(), batch.column("body").to_pylist(), strict=True)
-    return [{"offset": offset, **orjson.loads(body)} for offset, body in sorted(found) if offset > after]
+    return [{**orjson.loads(body), "offset": offset} for offset, body in sorted(found) if offset > after]
 
 
 def streams_of(run: Workflow) -> list[tuple[str, str, list[Span]]]:
@@ -86,11 +86,15 @@ def streams_of(run: Workflow) -> list[tuple[str, str, list[Span]]]:
 
 
 def step_times(store: Store, run: Workflow) -> dict[str, tuple[float, float]]:
-    """First and last word of each step, epoch seconds, over all its attempts."""
+    """First and last word of each step, epoch seconds, over all its attempts.
+
+    Any client may write events of a run: one whose `extra.task` or `timestamp` is of another type is no step's word.
+    """
     times: dict[str, tuple[float, float]] = {}
     for event in read_events(store, run.queue_id):
-        task, said_s = (event.get("extra") or {}).get("task"), float(event.get("timestamp") or 0.0)
-        if task:
+        extra, said_s = event.get("extra"), event.get("timestamp")
+        task = extra.get("task") if isinstance(extra, dict) else None
+        if isinstance(task, str) and isinstance(said_s, int | float):
             first, last = times.get(task, (said_s, said_s))
             times[task] = (min(first, said_s), max(last, said_s))
     return times

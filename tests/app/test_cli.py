@@ -262,6 +262,12 @@ def test_following_prints_every_event_once_and_ends_as_the_run_ends(run: Cli, wo
     assert "no room" in json.loads(err)["error"]
 
 
+def test_an_event_of_a_foreign_client_is_one_line_whatever_it_holds() -> None:
+    odd = {"timestamp": "soon", "progress": "half", "records_written": "many", "message": "hello"}
+    assert cli.event_line(odd) == "00:00:00  None         hello"
+    assert cli.event_line({"event": "loading", "timestamp": 1e300}).startswith("--:--:--  loading")
+
+
 # --- without a worker
 
 

@@ -133,6 +133,23 @@ def test_events_come_in_the_order_of_the_topic_behind_an_offset(store: SqliteSto
     assert [event["offset"] for event in read_events(store, "r1", after=9)] == [10]
 
 
+def test_a_foreign_event_never_breaks_the_report_of_a_run(store: SqliteStore) -> None:
+    run = a_run(store)
+    known = step_event("started", "r1", run.steps[0]) | {"timestamp": 10.0}
+    foreign: list[dict[str, Any]] = [
+        {"extra": ["x"]}, {"extra": {"task": ["x"]}}, {"timestamp": "soon"}, {"timestamp": None}, {"extra": "task"},
+    ]  # fmt: skip
+    for offset, odd in enumerate([{}, *foreign, {"timestamp": 12.0}]):
+        put_event(store, offset, known | odd)
+    assert [step["seconds"] for step in run_report(store, "r1")["steps"]] == [2.0, None]
+
+
+def test_an_event_stands_at_its_own_offset_whatever_it_says(store: SqliteStore) -> None:
+    a_run(store)
+    put_event(store, 7, {"event": "loading", "queue_id": "r1", "offset": 3})
+    assert [event["offset"] for event in read_events(store, "r1")] == [7]
+
+
 def test_runs_are_listed_the_newest_first(store: SqliteStore) -> None:
     for number, name in enumerate(("a", "b", "c")):
         run = a_run(store, name)
