@@ -18,7 +18,7 @@ from app.errors import CommandRejected, SetupRefused
 Json = dict[str, Any]
 
 DEAD_LETTERS = "dead-letters"
-NOTES = ("reason", "topic", "partition", "offset", "source_topic")  # headers a dead letter has beside its own
+NOTES = ("reason", "topic", "partition", "offset")  # headers a dead letter has beside its own
 PREVIEW_BYTES = 120
 
 
@@ -137,8 +137,8 @@ def _letter(record: Record) -> Json:
         text, encoding = base64.b64encode(value).decode(), "base64"
     return {
         "id": record.offset, "ts_ms": record.ts_ms, "reason": _header(record, "reason"),
-        "topic": _header(record, "topic") or _header(record, "source_topic"),
-        "partition": _header(record, "partition"), "offset": _header(record, "offset"),
+        "topic": _header(record, "topic"), "partition": _header(record, "partition"),
+        "offset": _header(record, "offset"),
         "key": (record.key or b"").decode(errors="replace"), "value": text, "encoding": encoding,
     }  # fmt: skip
 

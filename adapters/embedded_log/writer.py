@@ -311,7 +311,7 @@ class Writer:
         pairs = unpack_headers(headers)
         if known is None or (known.spec.compact and key is None):
             reason = f"a record in the inbox names the topic {topic!r}, which does not take it"
-            pairs += (("source_topic", topic.encode()), ("reason", reason.encode()))
+            pairs += (("topic", topic.encode()), ("reason", reason.encode()))
             known = self._memory.topics[DEAD_LETTERS]
         return Append(known.place(key, None), key, value, pairs, time.time_ns() // 1_000_000)
 

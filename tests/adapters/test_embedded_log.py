@@ -484,8 +484,8 @@ async def test_an_inbox_record_nobody_takes_waits_and_then_shows_in_the_dead_let
     while log.end(DEAD_LETTERS, 0) < 2:
         await commits(log)
     lost, keyless = await log.read(DEAD_LETTERS, 0, 0, **EVERYTHING)
-    assert (lost.key, lost.value, dict(lost.headers)["source_topic"]) == (b"k", b"lost?", b"nowhere")
-    assert (keyless.value, dict(keyless.headers)["source_topic"]) == (b"no key", b"c")
+    assert (lost.key, lost.value, dict(lost.headers)["topic"]) == (b"k", b"lost?", b"nowhere")
+    assert (keyless.value, dict(keyless.headers)["topic"]) == (b"no key", b"c")
     assert b"does not take it" in dict(lost.headers)["reason"]
 
 

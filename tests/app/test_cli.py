@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from adapters.embedded_log.log import Log
-from adapters.embedded_log.reader import LogReader
+from adapters.embedded_log.reader import LogReader, leave_in_inbox
 from adapters.stores.sqlite import SqliteStore
 from app import cli
 from app.config import settings
@@ -337,7 +337,7 @@ def letters(folder: Path) -> Path:
 
     async def fill(log: Log) -> None:
         came = [("topic", b"queue-control"), ("partition", b"0"), ("offset", b"7"), ("reason", b"not JSON")]
-        lost = [("source_topic", b"nowhere"), ("reason", b"names the topic 'nowhere'")]
+        lost = [("topic", b"nowhere"), ("reason", b"names the topic 'nowhere'")]
         await log.append("dead-letters", b"key", b'{"command"', headers=[("page", b"{}"), *came])
         await log.append("dead-letters", None, b"\xff\x00", headers=lost)
 
@@ -375,6 +375,20 @@ def test_all_means_all_that_a_topic_takes(run: Cli, letters: Path) -> None:
 def test_a_dead_letter_that_cannot_go_back_is_refused(run: Cli, letters: Path, letter: str) -> None:
     code, _, err = run("dead-letters", "send-again", letter, "--json")
     assert (code, json.loads(err)["field"]) == (2, "letter")
+
+
+def test_a_record_of_the_inbox_that_no_topic_took_goes_there_once_there_is_one(run: Cli, folder: Path) -> None:
+    leave_in_inbox(folder / "log.db", "later", b"key", b"value", [("page", b"{}")])
+    with closing(Log.open(folder / "log.db")) as log:
+        log.ensure_topic("dead-letters", 1)
+        wait_for(lambda: log.end("dead-letters", 0) == 1)
+        log.ensure_topic("later", 1)
+    assert json.loads(run("dead-letters", "send-again", "--all", "--json")[1]) == {"sent_again": [0]}
+    with closing(Log.open(folder / "log.db")) as log:
+        wait_for(lambda: log.end("later", 0) == 1)
+    with LogReader(folder / "log.db") as reader:
+        [record] = reader.records("later")
+    assert (record.key, record.value, record.headers) == (b"key", b"value", (("page", b"{}"),))
 
 
 def test_without_a_log_there_are_no_dead_letters_to_read(run: Cli) -> None:
