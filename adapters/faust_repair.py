@@ -50,7 +50,7 @@ FAUST_VERSION = "0.15.3"
 if faust.__version__ != FAUST_VERSION:
     raise SetupRefused(
         f"faust_repair mends Faust {FAUST_VERSION}, {faust.__version__} is installed: install the locked one, or read"
-        " its changes, prove the three defects again with tests/adapters/test_faust_repair.py and raise the number"
+        " its changes, prove the four defects again with tests/adapters/test_faust_repair.py and raise the number"
     )
 
 SEND_FAILED_EXIT = 70  # EX_SOFTWARE: a record is lost to this process, so nothing more may be acknowledged

@@ -16,7 +16,8 @@
     └── StoreError              9  500   the store cannot go on
         └── StoreBusy           9  503   try again after `retry_after_s`
 
-Exit codes are stable: scripts depend on them.
+Exit codes are stable: scripts depend on them. Beside these: 70, a worker that could neither do nor put aside its work
+and ended without acknowledging it; 130, interrupted.
 """
 
 from __future__ import annotations

@@ -284,6 +284,7 @@ def _steps_of(request: Command, where: str, now_s: float) -> list[Step]:
         raise CommandRejected(f"{where}time_range", "say which, e.g. 2025-08-20:2025-09-19 (UTC, end exclusive)")
     span = parse_range(request.time_range, now_s, f"{where}time_range")
     params = _params(request, where)
+    _check_collections(request, interval or DEFAULT_INTERVAL, where)
     return [
         Step(task_id="", target=request.target, type=request.type, symbol=symbol, interval=interval, range_ms=span,
              params=params)
@@ -301,16 +302,25 @@ def _params(request: Command, where: str) -> Json:
         value = getattr(request, name)
         if value is not None and not low <= value <= high:
             raise CommandRejected(f"{where}{name}", f"{value} is outside {low} .. {high}")
-    for name in ("collection_name", "collection_output", "graph_collection", "model_output"):
+    for name in ("collection_output", "graph_collection", "model_output"):
         if (text := getattr(request, name)) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", text):
             raise CommandRejected(f"{where}{name}", f"{text!r}: a letter, then up to 63 of A-Z a-z 0-9 _ -")
         if name in ("collection_output", "graph_collection") and _RESERVED.fullmatch(text):
             raise CommandRejected(f"{where}{name}", f"{text!r} is the name of another collection: choose another")
-    names = ("collection_name", "collection_output", "graph_collection", "model_output", "model_type", "label",
+    names = ("collection_output", "graph_collection", "model_output", "model_type", "label",
              "epochs", "learning_rate", "horizon", "allow_missing")  # fmt: skip
     said = {name: getattr(request, name) for name in names}
     more = {name: value for name, value in request.payload.items() if name not in Command.__struct_fields__}
     return more | {name: value for name, value in said.items() if value not in ("", None, False)}
+
+
+def _check_collections(request: Command, interval: str, where: str) -> None:
+    """Market rows have one place each; a command may name it, but not another."""
+    places = ("trades",) if request.type == "api_trades" else (f"candles_{interval}",)
+    if request.collection_name:
+        _one_of(f"{where}collection_name", request.collection_name, places)
+    for name in request.collection_inputs:
+        _one_of(f"{where}collection_inputs", name, (*places, "trades"))
 
 
 def _check_dummy(payload: Json, where: str) -> None:

@@ -20,7 +20,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app import topics
 from app.config import settings
-from app.core import app
+from app.core import app, backlog
+from app.telemetry import BACKLOG
 from app.web.calls import answer, call
 from app.web.guard import recovered
 from models.control import Json
@@ -71,6 +72,10 @@ async def show_startup(_request: web.Request) -> web.Response:
 @call("/metrics")
 async def show_metrics(_request: web.Request) -> web.Response:
     """Prometheus text."""
+    if recovered():
+        for topic in topics.TOPICS:
+            if topic.readers != ("clients",):
+                BACKLOG.labels(topic.name).set(backlog(topic.name))
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

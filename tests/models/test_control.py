@@ -81,6 +81,10 @@ def test_instants_are_utc_and_their_end_is_exclusive(text: str) -> None:
         ({"requests": [{"target": "gnn-trainer", "type": "gnn_train", "epochs": 0}]}, "requests[0].epochs"),
         ({"requests": [{"target": "gnn-trainer", "type": "gnn_train", "epochs": "ten"}]}, "requests[0].epochs"),
         ({"requests": [{"target": "gnn-trainer", "type": "gnn_train", "label": "up"}]}, "requests[0].label"),
+        (
+            {"requests": [{"target": "loader-producer", "type": "api_trades", "collection_name": "mine"}]},
+            "requests[0].collection_name",
+        ),
         ({"requests": ["load"]}, "requests[0]"),
         ({"requests": {}}, "requests"),
         ({"queue_id": "a b"}, "queue_id"),
