@@ -13,6 +13,7 @@ import msgspec
 
 from adapters.stores.base import Store
 from app import report
+from app.client import EVENTS_PER_CALL
 from app.config import settings
 from app.errors import WorkerUnreachable
 from app.outside import coverage_of, reading_store
@@ -50,10 +51,10 @@ class Files:
         with open_store() as store:
             return _describe(report.read_run(store, queue_id))
 
-    def events(self, queue_id: str, after: int = -1) -> list[Json]:
+    def events(self, queue_id: str, after: int = -1, limit: int = EVENTS_PER_CALL) -> list[Json]:
         with open_store() as store:
             report.read_run(store, queue_id)
-            return report.read_events(store, queue_id, after)
+            return report.read_events(store, queue_id, after, limit)
 
     def report(self, queue_id: str) -> Json:
         with open_store() as store:

@@ -65,14 +65,20 @@ def read_runs(store: Store) -> list[Workflow]:
     return sorted(found, key=lambda run: run.created_at, reverse=True)
 
 
-def read_events(store: Store, queue_id: str, after: int = -1) -> list[Json]:
-    """The kept events of a run behind an offset of `queue-events`, in order, each with its `offset`."""
+def read_events(store: Store, queue_id: str, after: int = -1, limit: int | None = None) -> list[Json]:
+    """The kept events of a run behind an offset of `queue-events`, in order, each with its `offset`.
+
+    What lies before is not read, so following a run costs what is new.
+    """
     if "telemetry_events" not in store.collections():
         return []
-    found: list[tuple[int, str]] = []
-    for batch in store.scan("telemetry_events", eq={"queue_id": queue_id}, columns=["offset", "body"]):
-        found += zip(batch.column("offset").to_pylist(), batch.column("body").to_pylist(), strict=True)
-    return [{**orjson.loads(body), "offset": offset} for offset, body in sorted(found) if offset > after]
+    columns = ["offset", "body"]
+    behind = store.scan("telemetry_events", eq={"queue_id": queue_id}, lo=after + 1, columns=columns, limit=limit)
+    return [
+        {**orjson.loads(body), "offset": offset}
+        for batch in behind
+        for offset, body in zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+    ]
 
 
 def streams_of(run: Workflow) -> list[tuple[str, str, list[Span]]]:

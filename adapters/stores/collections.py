@@ -51,7 +51,7 @@ TELEMETRY_EVENTS = CollectionSpec(
         "topic": "text", "partition": "int", "offset": "int", "ts_ms": "int",
         "queue_id": "text", "event": "text", "body": "json",  # body: the event as it was sent
     },
-    time="ts_ms",
+    time="offset",  # of `queue-events`, which has one partition: a run is followed from an offset on
     series=("queue_id",),
 )  # fmt: skip
 

@@ -91,7 +91,7 @@ async def show_events_of_run(request: web.Request, queue_id: str) -> web.Respons
     after = query.whole("after", -1, -1, 1 << 53)
     limit = query.whole("limit", EVENTS_PER_PAGE, 1, PAGE_MOST)
     known_run(queue_id)
-    events = await asyncio.to_thread(read_events, outside.store(), queue_id, after)
+    events = await asyncio.to_thread(read_events, outside.store(), queue_id, after, limit + 1)
     return answer({"events": events[:limit], "more": len(events) > limit})
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from adapters.stores import collections
@@ -57,7 +59,7 @@ def keep(store: SqliteStore, run: Workflow, version: int = 1) -> None:
     store.upsert("queue_state", [{**document, "state": msgspec.to_builtins(run)}])
 
 
-def put_candles(store: SqliteStore, count: int, stored: list[Span], **holes: list[Span]) -> None:
+def put_candles(store: SqliteStore, count: int, stored: list[Span], **holes: Any) -> None:
     columns = {name: np.zeros(count, dtype=dtype) for name, dtype in CANDLE_COLUMNS.items()}
     columns["ts"] = START + STEP * np.arange(count)
     store.upsert_columns(
@@ -131,6 +133,25 @@ def test_events_come_in_the_order_of_the_topic_behind_an_offset(store: SqliteSto
         put_event(store, offset, step_event("loading", "r1", run.steps[0]))
     assert [event["offset"] for event in read_events(store, "r1")] == [2, 9, 10]
     assert [event["offset"] for event in read_events(store, "r1", after=9)] == [10]
+    assert [event["offset"] for event in read_events(store, "r1", after=1, limit=2)] == [2, 9]
+
+
+def test_following_a_run_reads_only_what_is_new(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(store)
+    for offset in range(50):
+        put_event(store, offset, step_event("loading", "r1", run.steps[0]))
+    scan, read = store.scan, []
+
+    def counted(*of: Any, **how: Any) -> Iterator[pa.RecordBatch]:
+        for batch in scan(*of, **how):
+            read.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(store, "scan", counted)
+    followed: list[int] = []
+    while page := read_events(store, "r1", after=followed[-1] if followed else -1, limit=7):
+        followed += [event["offset"] for event in page]
+    assert (followed, sum(read)) == (list(range(50)), 50)
 
 
 def test_a_foreign_event_never_breaks_the_report_of_a_run(store: SqliteStore) -> None:
