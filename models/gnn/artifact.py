@@ -62,8 +62,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     chosen: dict[str, str]  # by label: the network the verdict speaks of
     training: dict[str, Any]
     libraries: dict[str, str]
-    code_version: str
     shapes: dict[str, tuple[int, ...]]  # of every tensor in model.safetensors
+    code_version: str | msgspec.UnsetType = msgspec.UNSET  # git commit; left out where none is known
 
 
 class Manifest(msgspec.Struct, frozen=True):

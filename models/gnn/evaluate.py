@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from app.errors import RunFailed
 from models.gnn.dataset import FOLDS_FOR_A_VERDICT
 from models.gnn.features import DAY_MS, Floats
 from models.gnn.graph import Ints
@@ -261,16 +262,11 @@ def evaluate(
     train_share_of_ones: float,
     seed: int = 0,
 ) -> LabelReport:
-    """Everything the report says about one label."""
+    """Everything the report says about one label. Raises RunFailed for a network without its control."""
     blocks = Blocks.make(outcome.asked_ms, seed)
     folds = len(np.unique(outcome.fold))
     scores = [_model_score(label, horizon_bars, outcome, candidate, blocks) for candidate in candidates]
-    controls = {c.name: c for c in candidates if c.role == "control"}
-    edges = [
-        compare(c, controls[f"{c.name} random edges"], outcome.y, blocks)
-        for c in candidates
-        if c.role == "gnn" and f"{c.name} random edges" in controls
-    ]
+    edges = [compare(c, _control(c, candidates), outcome.y, blocks) for c in candidates if c.role == "gnn"]
     return LabelReport(
         label=label, horizon_bars=horizon_bars, folds=folds, samples=sizes,
         share_of_ones={"train": round(train_share_of_ones, 4), "test": round(float(outcome.y.mean()), 4)},
@@ -279,6 +275,19 @@ def evaluate(
         models=scores, verdict=judge(candidates, outcome.y, blocks, folds), edges=edges,
         warnings=_warnings(label, folds, blocks, edges, scores),
     )  # fmt: skip
+
+
+def control_of(model: str) -> str:
+    """The name of a network's control: the same network on random past edges."""
+    return f"{model} random edges"
+
+
+def _control(network: Candidate, candidates: list[Candidate]) -> Candidate:
+    name = control_of(network.name)
+    found = next((c for c in candidates if (c.name, c.role) == (name, "control")), None)
+    if found is None:
+        raise RunFailed(f"{network.name} has no control: train {name!r} too, or its edges cannot be judged")
+    return found
 
 
 def _model_score(label: str, horizon_bars: int, outcome: Outcome, model: Candidate, blocks: Blocks) -> ModelScore:

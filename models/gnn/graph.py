@@ -69,10 +69,6 @@ class CandleGraph(msgspec.Struct, frozen=True, kw_only=True):
     edge_attr: npt.NDArray[np.float32]
 
     @property
-    def feature_names(self) -> tuple[str, ...]:
-        return self.spec.features
-
-    @property
     def graph_hash(self) -> str:
         """SHA-256 over every array in declared order; equal for equal graphs wherever they were stored."""
         digest = hashlib.sha256(f"{self.symbol} {self.data_hash}".encode())

@@ -30,8 +30,7 @@ class Labels:
     """One question for every candle.
 
     Shapes: all (N,). `y` 0 or 1; `valid` bool; `move` the number whose sign `y` is (log return, or log ratio over
-    its median). Times in ms: a sample is asked at `asked_ms` (its candle's close), lives from `start_ms` and its
-    answer is known at `end_ms`.
+    its median). Times in ms: a sample is asked at `asked_ms` (its candle's close) and its answer is known at `end_ms`.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Labels:
     valid: npt.NDArray[np.bool_]
     move: Floats
     asked_ms: npt.NDArray[np.int64]
-    start_ms: npt.NDArray[np.int64]
     end_ms: npt.NDArray[np.int64]
 
 
@@ -59,7 +57,7 @@ def make_labels(name: str, grid: CandleGrid, horizon_bars: int) -> Labels:
     step = grid.interval_ms
     return Labels(
         name=name, horizon_bars=horizon_bars, y=(move > 0).astype(np.float32),
-        valid=np.isfinite(move) & (move != 0), move=move, asked_ms=grid.ts + step, start_ms=grid.ts + step,
+        valid=np.isfinite(move) & (move != 0), move=move, asked_ms=grid.ts + step,
         end_ms=grid.ts + (horizon_bars + kind.last_bar_offset + 1) * step,
     )  # fmt: skip
 

@@ -36,7 +36,6 @@ class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     seeds: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (0, 1, 2)
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
-    code_version: str = "unknown"
     dataset: dict[str, Any] = {}
 
 

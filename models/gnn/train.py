@@ -28,7 +28,7 @@ import numpy.typing as npt
 from app.errors import StreamForgeError
 from models.gnn import artifact, report
 from models.gnn.dataset import Fold, Inputs, Part, Scaler, check_purged, fit_scaler, folds_of, load_inputs, part_of
-from models.gnn.evaluate import Candidate, LabelReport, Metrics, Outcome, Role, evaluate
+from models.gnn.evaluate import Candidate, LabelReport, Metrics, Outcome, Role, control_of, evaluate
 from models.gnn.features import Floats, grid_of, sigmoid
 from models.gnn.graph import random_past_edges
 from models.gnn.labels import Labels, make_labels
@@ -213,11 +213,6 @@ class Training:
         return on_epoch
 
 
-def control_of(model: str) -> str:
-    """The name of a network's control in the report."""
-    return f"{model} random edges"
-
-
 def network() -> Any:
     """The torch module, imported when it is first needed: it takes seconds, in which the process already reports."""
     from models.gnn import network as module
@@ -242,7 +237,7 @@ def publish(training: Training, metrics: Metrics) -> Path:
             "schedule": msgspec.to_builtins(training.schedule()), "seeds": list(request.seeds),
             "threads": request.threads, "control_seed": CONTROL_SEED,
         },
-        libraries=_libraries(), code_version=request.code_version,
+        libraries=_libraries(),
         shapes={name: value.shape for name, value in tensors.items()},
     )  # fmt: skip
     card = _card(config, metrics)

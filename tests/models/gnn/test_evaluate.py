@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import sklearn.metrics as reference
 
+from app.errors import RunFailed
 from models.gnn import evaluate
-from models.gnn.evaluate import Blocks, Candidate, Outcome, score
+from models.gnn.evaluate import Blocks, Candidate, Outcome, control_of, score
 from models.gnn.report import render
 
 STEP_MS = 300_000
@@ -41,7 +42,7 @@ def contest(outcome: Outcome, gnn_skill: float, control_skill: float, base_skill
         candidate("majority", "baseline", np.full(len(y), 0.5)),
         candidate("MLP", "baseline", answers(y, base_skill, seed=1), loss=0.69),
         candidate("SAGE", "gnn", answers(y, gnn_skill, seed=2), loss=0.68),
-        candidate("SAGE random edges", "control", answers(y, control_skill, seed=3), loss=0.69),
+        candidate(control_of("SAGE"), "control", answers(y, control_skill, seed=3), loss=0.69),
     ]
 
 
@@ -126,8 +127,16 @@ def test_worse_and_indistinguishable_are_told_apart():
 def test_the_network_is_chosen_by_validation_and_never_by_the_test():
     outcome = outcome_of(folds=3)
     lucky = candidate("GATv2", "gnn", answers(outcome.y, 0.6, seed=7), loss=0.70)
-    report = report_of(outcome, [*contest(outcome, gnn_skill=0.1, control_skill=0.0), lucky])
+    control = candidate(control_of("GATv2"), "control", answers(outcome.y, 0.0, seed=8), loss=0.70)
+    report = report_of(outcome, [*contest(outcome, gnn_skill=0.1, control_skill=0.0), lucky, control])
     assert report.verdict.model == "SAGE"
+
+
+def test_a_network_without_its_control_is_not_reported():
+    outcome = outcome_of()
+    alone = [c for c in contest(outcome, gnn_skill=0.1, control_skill=0.0) if c.role != "control"]
+    with pytest.raises(RunFailed, match="SAGE has no control: train 'SAGE random edges' too"):
+        report_of(outcome, alone)
 
 
 def test_edges_that_help_are_told_from_edges_that_do_not():

@@ -20,7 +20,7 @@ import torch
 
 from app.errors import CommandRejected, RunFailed
 from models.gnn import progress, report
-from models.gnn.artifact import MANIFEST, load_artifact
+from models.gnn.artifact import CONFIG, MANIFEST, load_artifact
 from models.gnn.dataset import Inputs, load_inputs, save_inputs
 from models.gnn.graph import GraphSpec, build_graph
 from models.gnn.progress import EXIT_INTERRUPTED, Interrupted, Reporter
@@ -87,6 +87,7 @@ def test_a_training_reports_and_leaves_a_checked_model(candles, graph, tmp_path)
     served = loaded.ensemble("vol_regime", "GATv2")
     np.testing.assert_allclose(served.last_logits(graph), served.logits(graph)[:, -1], atol=1e-5)
     assert not list(workdir.rglob("*.partial"))
+    assert "code_version" not in msgspec.json.decode((loaded.folder / CONFIG).read_bytes())  # nobody knows it here
 
 
 def test_a_stop_ends_the_training_between_epochs_without_a_model(candles, graph, tmp_path):
