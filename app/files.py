@@ -9,19 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-
 from adapters.stores.base import Store
 from app import report
 from app.client import EVENTS_PER_CALL
 from app.config import settings
 from app.errors import WorkerUnreachable
 from app.outside import coverage_of, reading_store
-from models.control import Workflow
+from models.coverage import stream_name
 
 Json = dict[str, Any]
-
-LEDGER = ("stored", "missing", "unrecoverable")
 
 
 @contextmanager
@@ -45,11 +41,11 @@ class Files:
 
     def runs(self) -> list[Json]:
         with open_store() as store:
-            return [_describe(run) for run in report.read_runs(store)]
+            return [report.describe_run(run) for run in report.read_runs(store)]
 
     def run(self, queue_id: str) -> Json:
         with open_store() as store:
-            return _describe(report.read_run(store, queue_id))
+            return report.describe_run(report.read_run(store, queue_id))
 
     def events(self, queue_id: str, after: int = -1, limit: int = EVENTS_PER_CALL) -> list[Json]:
         with open_store() as store:
@@ -69,17 +65,5 @@ class Files:
                 key for batch in store.scan("coverage", columns=["_key"]) for key in batch.column("_key").to_pylist()
             ]
             found = [document for document in store.get("coverage", keys) if document]
-        return [_ledger(document) for document in found]
-
-
-def _ledger(document: Json) -> Json:
-    shown: Json = msgspec.to_builtins(coverage_of(document))
-    named = {name: document[name] for name in ("venue", "symbol", "channel")}
-    return {"stream": ":".join(named.values()), **named, **{name: shown[name] for name in LEDGER}}
-
-
-def _describe(run: Workflow) -> Json:
-    shown: Json = msgspec.to_builtins(run)
-    del shown["at"]
-    done = [1.0 if step.state == "finished" else step.progress or 0.0 for step in run.steps]
-    return {**shown, "live": run.live, "progress": round(sum(done) / len(done), 4) if done else 0.0}
+        ledgers = {stream_name(d["venue"], d["symbol"], d["channel"]): coverage_of(d) for d in found}
+        return [report.describe_coverage(name, ledger) for name, ledger in sorted(ledgers.items())]

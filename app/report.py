@@ -17,6 +17,7 @@ from app.errors import UnknownRun
 from app.outside import VENUE, read_coverage
 from models import spans
 from models.control import BUILDER, CONNECTOR, LOADER, TRAINER, Step, Workflow, graph_name
+from models.coverage import Coverage
 from models.gnn.evaluate import Metrics
 from models.gnn.report import render
 from models.market import INTERVAL_MS, Span, interval_of
@@ -79,6 +80,27 @@ def read_events(store: Store, queue_id: str, after: int = -1, limit: int | None 
         for batch in behind
         for offset, body in zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
     ]
+
+
+def describe_run(run: Workflow) -> Json:
+    """A run as JSON, with the share of its steps' work that is done."""
+    shown: Json = msgspec.to_builtins(run)
+    del shown["at"]
+    done = [1.0 if step.state == "finished" else step.progress or 0.0 for step in run.steps]
+    return {**shown, "live": run.live, "progress": round(sum(done) / len(done), 4) if done else 0.0}
+
+
+def describe_coverage(stream: str, ledger: Coverage, asked: Span | None = None) -> Json:
+    """A ledger as JSON: its spans, its extent (or the one asked for), and the share of that which is stored."""
+    venue, symbol, channel = stream.split(":")
+    known: list[Span] = [*ledger.stored, *ledger.missing, *ledger.unrecoverable]
+    extent = min((span[0] for span in known), default=0), max((span[1] for span in known), default=0)
+    start, end = asked or extent
+    return {
+        "stream": stream, "venue": venue, "symbol": symbol, "channel": channel, "start_ms": start, "end_ms": end,
+        "stored_share": round(spans.length(ledger.stored) / (end - start), 6) if end > start else 0.0,
+        "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
+    }  # fmt: skip
 
 
 def streams_of(run: Workflow) -> list[tuple[str, str, list[Span]]]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-import msgspec
 from aiohttp import web
 
 from app import outside
 from app.errors import CommandRejected, UnknownRun
-from app.report import read_events, run_report
+from app.report import describe_run, read_events, run_report
 from app.web.calls import answer, call
 from app.web.parameters import Parameters
 from app.work import send_command
@@ -75,13 +74,13 @@ async def list_runs(request: web.Request) -> web.Response:
             raise CommandRejected("after", f"{after!r} is not among these runs")
         runs = runs[place + 1 :]
     limit = query.whole("limit", RUNS_PER_PAGE, 1, PAGE_MOST)
-    return answer({"queues": [describe(run) for run in runs[:limit]], "more": len(runs) > limit})
+    return answer({"queues": [describe_run(run) for run in runs[:limit]], "more": len(runs) > limit})
 
 
 @call("/queues/{queue_id}")
 async def show_run(_request: web.Request, queue_id: str) -> web.Response:
     """State, steps, progress."""
-    return answer(describe(known_run(queue_id)))
+    return answer(describe_run(known_run(queue_id)))
 
 
 @call("/queues/{queue_id}/events")
@@ -115,14 +114,6 @@ def known_run(queue_id: str) -> Workflow:
     if (run := workflows.get(queue_id)) is None:
         raise UnknownRun(queue_id)
     return run
-
-
-def describe(run: Workflow) -> Json:
-    """A run as JSON, with the share of its steps' work that is done."""
-    shown: Json = msgspec.to_builtins(run)
-    del shown["at"]
-    done = [1.0 if step.state == "finished" else step.progress or 0.0 for step in run.steps]
-    return {**shown, "live": run.live, "progress": round(sum(done) / len(done), 4) if done else 0.0}
 
 
 async def _send(message: Json) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
@@ -21,11 +20,10 @@ from adapters.stores import collections
 from adapters.stores.base import CollectionSpec, Store
 from app import outside
 from app.errors import StreamForgeError
+from app.report import describe_coverage
 from app.web.calls import answer, call
 from app.web.parameters import Parameters, read_interval, read_symbol
-from models import spans
 from models.control import Json
-from models.coverage import Coverage
 from tables.coverage_by_stream import coverage_by_stream
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -140,20 +138,6 @@ def to_arrow(table: pa.Table, facts: dict[str, str]) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
-
-
-def describe_coverage(stream: str, ledger: Coverage, asked: tuple[int, int] | None = None) -> Json:
-    """A ledger as JSON: its spans, its extent, and the share of that which is stored."""
-    venue, symbol, channel = stream.split(":")
-    known: list[Any] = [*ledger.stored, *ledger.missing, *ledger.unrecoverable]
-    start = min((span[0] for span in known), default=0)
-    end = max((span[1] for span in known), default=0)
-    start, end = asked or (start, end)
-    return {
-        "stream": stream, "venue": venue, "symbol": symbol, "channel": channel, "start_ms": start, "end_ms": end,
-        "stored_share": round(spans.length(ledger.stored) / (end - start), 6) if end > start else 0.0,
-        "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
-    }  # fmt: skip
 
 
 def _newest_models(store: Store, start: int, end: int, limit: int) -> Sequence[Json]:

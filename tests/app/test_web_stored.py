@@ -16,7 +16,8 @@ from adapters.stores import collections
 from adapters.stores.base import Store
 from adapters.stores.sqlite import SqliteStore
 from app.outside import VENUE
-from app.web.stored import describe_coverage, newest_rows, to_arrow, to_json
+from app.report import describe_coverage
+from app.web.stored import newest_rows, to_arrow, to_json
 from models.coverage import Coverage
 
 TRADES = 3_000

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import orjson
 import pyarrow as pa
 import pytest
 
+from app.config import settings
+from app.files import Files
 from tests.processes import Process, wait_for
 
 Start = Callable[..., Any]
@@ -178,7 +181,9 @@ def test_a_worker_with_a_token_changes_nothing_without_it(start_worker: Start) -
         assert answer.status == 202
 
 
-def test_the_loaded_candles_are_served_as_json_and_as_arrow(start_worker: Start, start_exchange: Start) -> None:
+def test_the_loaded_candles_are_served_as_json_and_as_arrow(
+    start_worker: Start, start_exchange: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = start_worker(start_exchange())
     command = MONTH | {
         "queue_id": "load", "time_range": "2025-08-20:2025-08-22",
@@ -209,6 +214,17 @@ def test_the_loaded_candles_are_served_as_json_and_as_arrow(start_worker: Start,
     assert simulated["source"] == "generated"
     assert "BTCUSDT" in simulated["symbols"]
     assert worker.get("/queues/load/report")[0] == status
+
+    # Without a worker the files say the same, field by field.
+    monkeypatch.setenv("DATA_DIR", str(worker.folder))
+    monkeypatch.delenv("STORE_URL", raising=False)
+    settings.cache_clear()
+    try:
+        said = {"queues": worker.get("/queues")[1]["queues"], "streams": worker.get("/coverage")[1]["streams"]}
+        wait_for(lambda: orjson.loads(orjson.dumps({"queues": Files().runs(), "streams": Files().coverage()})) == said)
+        assert orjson.loads(orjson.dumps(Files().run("load"))) == worker.get("/queues/load")[1]
+    finally:
+        settings.cache_clear()
 
 
 def test_a_worker_beyond_loopback_without_a_token_refuses_to_start(start_worker: Start) -> None:
