@@ -18,7 +18,8 @@ INPUTS_FILE = "inputs.safetensors"
 ModelType = Literal["SAGE", "GATv2"]
 Label = Literal["dir", "vol_regime"]
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,120}$")]
-_Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+# The bounds of a command (`models.control`): what it accepts, a training does too.
+_Epochs = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
 class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,11 +29,11 @@ class TrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     version: _Name
     out_dir: str  # the artifact becomes out_dir/name/version
     labels: Annotated[tuple[Label, ...], msgspec.Meta(min_length=1)] = ("dir", "vol_regime")
-    horizon: _Count = 12  # bars
+    horizon: Annotated[int, msgspec.Meta(ge=1, le=288)] = 12  # bars
     model_types: Annotated[tuple[ModelType, ...], msgspec.Meta(min_length=1)] = ("SAGE", "GATv2")
-    epochs: _Count = 60
-    patience: _Count = 8
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2e-3
+    epochs: _Epochs = 60
+    patience: _Epochs = 8
+    learning_rate: Annotated[float, msgspec.Meta(ge=1e-6, le=1)] = 2e-3
     seeds: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (0, 1, 2)
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10

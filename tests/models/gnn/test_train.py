@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from app.errors import CommandRejected, RunFailed
+from models import control
 from models.gnn import progress, report
 from models.gnn.artifact import CONFIG, MANIFEST, load_artifact
 from models.gnn.dataset import Inputs, load_inputs, save_inputs
@@ -91,7 +93,7 @@ def test_a_training_reports_and_leaves_a_checked_model(candles, graph, tmp_path)
 
 
 def test_a_stop_ends_the_training_between_epochs_without_a_model(candles, graph, tmp_path):
-    workdir = prepare(tmp_path, candles, graph, epochs=10_000, patience=10_000, labels=("dir",))
+    workdir = prepare(tmp_path, candles, graph, epochs=1000, patience=1000, labels=("dir",))
     child = start(workdir)
     assert child.stdout is not None
     for line in child.stdout:
@@ -118,7 +120,7 @@ def test_a_range_too_short_is_one_sentence_and_no_model(make_candles, tmp_path):
 
 
 def test_a_parent_that_is_gone_ends_the_training(candles, graph, tmp_path):
-    workdir = prepare(tmp_path, candles, graph, epochs=10_000, patience=10_000, labels=("dir",))
+    workdir = prepare(tmp_path, candles, graph, epochs=1000, patience=1000, labels=("dir",))
     child = start(workdir)
     assert child.stdout is not None
     assert child.stdout.readline()
@@ -174,6 +176,26 @@ def test_a_request_that_cannot_be_granted_is_rejected_by_its_field(tmp_path, fie
     good = msgspec.to_builtins(request_of(tmp_path))
     (tmp_path / REQUEST_FILE).write_bytes(msgspec.json.encode({**good, field: value}))
     with pytest.raises(CommandRejected, match=field):
+        read_request(tmp_path)
+
+
+BOUNDS = [("epochs", 1, 1000), ("horizon", 1, 288), ("learning_rate", 1e-6, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [(field, value, True) for field, low, high in BOUNDS for value in (low, high)]
+    + [(field, value, False) for field, low, high in BOUNDS for value in (low / 2 if high == 1 else 0, high + 1)],
+)
+def test_a_training_accepts_what_a_command_accepts_and_no_more(tmp_path, field, value, allowed):
+    command = {
+        "command": "start", "symbol": "BTCUSDT", "time_range": "2025-08-20:2025-08-21",
+        "requests": [{"target": control.TRAINER, "type": "gnn_train", field: value}],
+    }  # fmt: skip
+    write_request(tmp_path, request_of(tmp_path, **{field: value}))
+    with nullcontext() if allowed else pytest.raises(CommandRejected, match=field):
+        control.plan(command)
+    with nullcontext() if allowed else pytest.raises(CommandRejected, match=field):
         read_request(tmp_path)
 
 
