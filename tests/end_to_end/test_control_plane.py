@@ -67,6 +67,11 @@ def test_stop_ends_the_work_within_five_seconds_as_interrupted(worker: Worker) -
     assert worker.get("/queues/d3")[1]["state"] == "interrupted"
 
 
+def test_metrics_show_what_waits_on_the_topics(worker: Worker) -> None:
+    text = worker.get("/metrics")[1]
+    assert 'streamforge_backlog_messages{topic="raw.trades"} 0.0' in text
+
+
 def test_every_live_run_is_addressed_by_a_star(start_worker: Start) -> None:
     worker = start_worker()
     for name in ("a", "b"):
