@@ -170,7 +170,8 @@ def start(
             queue_id=queue_id or None, epochs=epochs, allow_missing=allow_missing or None,
         )  # fmt: skip
     try:
-        after = last_offset(str(command.get("queue_id") or "")) if follow else -1
+        named = str(command.get("queue_id") or "")
+        after = the_worker().last_offset(named) if follow and named else -1
         answer = the_worker().start(command)
     except WorkerUnreachable as error:
         answer = leave_start(command, error)
@@ -209,7 +210,7 @@ def ping(run: Annotated[str, typer.Argument(help="The run.")], as_json: AsJson =
       python -m app ping demo-generated-btcusdt
     """
     source, sent_at = the_worker(), time.time()
-    after = last_offset(run)
+    after = source.last_offset(run)
     source.command({"command": "ping", "queue_id": run, "sent_at": sent_at})
     while time.time() - sent_at < PONG_WITHIN_S:
         for event in source.events(run, after=after):
@@ -477,19 +478,6 @@ def _events_behind(run: str, after: int, source: Any) -> list[Json]:
     return page
 
 
-def last_offset(run: str) -> int:
-    """Offset of the run's newest event; -1 where there is none."""
-    from app.errors import UnknownRun
-
-    after = -1
-    try:
-        while run and (page := the_worker().events(run, after)):
-            after = page[-1]["offset"]
-    except UnknownRun:
-        return -1
-    return after
-
-
 def leave_start(command: Json, unreachable: WorkerUnreachable) -> Json:
     """Check a `start` as the worker would, then leave it in the inbox under its name. Raises CommandRejected."""
     from models.control import plan
@@ -587,9 +575,10 @@ def coverage_lines(ledger: Json) -> Iterator[str]:
 def end_as(run: Json) -> None:
     """Raises RunFailed unless the run is finished."""
     if run["state"] != "finished":
-        failed = next((step for step in run["steps"] if step["state"] == "error"), None)
-        why = f": {failed['target']} {failed['type']}: {failed['error']}" if failed else ""
-        raise RunFailed(f"run {run['queue_id']} ended in {run['state']}{why}")
+        from app.report import first_failed
+
+        failed = first_failed(run["steps"])
+        raise RunFailed(f"run {run['queue_id']} ended in {run['state']}" + (f": {failed}" if failed else ""))
 
 
 def end_with_parent(pid: int) -> None:

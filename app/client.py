@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -65,6 +66,14 @@ class Worker:
         query = urlencode({"after": after, "limit": limit})
         found: list[Json] = self._call("GET", f"/queues/{quote(queue_id)}/events?{query}", run=queue_id)["events"]
         return found
+
+    def last_offset(self, queue_id: str) -> int:
+        """Offset of the run's newest event, so that an older answer is not taken for a new one; -1: none yet."""
+        last = -1
+        with suppress(UnknownRun):
+            while page := self.events(queue_id, after=last):
+                last = page[-1]["offset"]
+        return last
 
     def report(self, queue_id: str) -> Json:
         return self._call("GET", f"/queues/{quote(queue_id)}/report", run=queue_id)

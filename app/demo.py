@@ -31,6 +31,7 @@ from app.config import settings
 from app.errors import LogInUse, RunFailed, SetupRefused, StreamForgeError, UnknownRun, WorkerUnreachable
 from app.pipelines import Stages, usual
 from app.progress import shown as shown_on
+from app.report import first_failed
 
 Json = dict[str, Any]
 
@@ -184,7 +185,7 @@ def choose(catalog: Json, asked_range: str = "") -> tuple[str, str, str, bool]:
 def start_and_follow(worker: Worker, command: Json, console: Console, check: Callable[[], None]) -> None:
     """Send the command, wait for its answer, show the steps until the run has ended. Raises RunFailed."""
     queue_id = command["queue_id"]
-    seen = _last_event(worker, queue_id)
+    seen = worker.last_offset(queue_id)
     worker.start(command)
     _await_answer(worker, queue_id, seen, check)
     answered_s = time.monotonic()
@@ -202,15 +203,6 @@ def start_and_follow(worker: Worker, command: Json, console: Console, check: Cal
                 if state["state"] in TERMINAL:
                     return
             time.sleep(POLL_S)
-
-
-def _last_event(worker: Worker, queue_id: str) -> int:
-    """Offset of the newest event of a run, so that an older answer is not taken for a new one; -1: none."""
-    last = -1
-    with suppress(UnknownRun):
-        while events := worker.events(queue_id, after=last):
-            last = events[-1]["offset"]
-    return last
 
 
 def _await_answer(worker: Worker, queue_id: str, after: int, check: Callable[[], None]) -> None:
@@ -239,9 +231,8 @@ def _state_of(worker: Worker, queue_id: str) -> str | None:
 
 def _why(worker: Worker, queue_id: str, state: str) -> str:
     """One sentence of what went wrong in a run."""
-    failed = [step for step in worker.run(queue_id)["steps"] if step["state"] == "error"]
-    if failed:
-        return f"run {queue_id} ended in {state}: {failed[0]['target']} {failed[0]['type']}: {failed[0]['error']}"
+    if failed := first_failed(worker.run(queue_id)["steps"]):
+        return f"run {queue_id} ended in {state}: {failed}"
     if state == "finished":
         return f"run {queue_id} is finished, but its coverage has holes: `python -m app coverage` lists them"
     return f"run {queue_id} ended as {state}; run the demo again to go on"

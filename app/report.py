@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ def run_report(store: Store, queue_id: str) -> Json:
     run = read_run(store, queue_id)
     streams = [_stream(store, symbol, channel, asked) for symbol, channel, asked in streams_of(run)]
     times = step_times(store, run)
+    steps = [_step(step, times.get(step.task_id)) for step in run.steps]
     return {
         "queue_id": queue_id, "state": run.state, "started_s": run.created_at,
         "seconds": _seconds_of_run(run, times),
-        "error": next((f"{s.target} {s.type}: {s.error}" for s in run.steps if s.state == "error"), ""),
+        "error": first_failed(steps),
         "complete": all(stream["complete"] for stream in streams),
-        "steps": [_step(step, times.get(step.task_id)) for step in run.steps],
+        "steps": steps,
         "streams": streams,
         "graphs": [graph for step in run.steps if step.target == BUILDER if (graph := _graph(store, step))],
         "models": [model for step in run.steps if step.target == TRAINER if (model := _model(store, step))],
@@ -101,6 +102,11 @@ def describe_coverage(stream: str, ledger: Coverage, asked: Span | None = None) 
         "stored_share": round(spans.length(ledger.stored) / (end - start), 6) if end > start else 0.0,
         "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
     }  # fmt: skip
+
+
+def first_failed(steps: Iterable[Json]) -> str:
+    """The first failed step of a run and what it said, as half a sentence; empty where none failed."""
+    return next((f"{step['target']} {step['type']}: {step['error']}" for step in steps if step["state"] == "error"), "")
 
 
 def streams_of(run: Workflow) -> list[tuple[str, str, list[Span]]]:
