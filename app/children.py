@@ -57,7 +57,9 @@ class Children:
         ready = json.loads(self._first_line(child.stdout) or "{}")
         if "url" not in ready:
             self.check()
-            raise RunFailed(f"the simulated exchange did not start within {READY_WITHIN_S:g} s: see exchange.log")
+            raise RunFailed(
+                f"the simulated exchange did not start within {READY_WITHIN_S:g} s: see {self.log_of('exchange')}"
+            )
         return str(ready["url"])
 
     def start_worker(self, exchange_url: str) -> Worker:
@@ -77,7 +79,11 @@ class Children:
                 if worker.ready():
                     return worker
             time.sleep(0.1)
-        raise RunFailed(f"the worker was not ready within {READY_WITHIN_S:g} s: see {self._folder / 'worker.log'}")
+        raise RunFailed(f"the worker was not ready within {READY_WITHIN_S:g} s: see {self.log_of('worker')}")
+
+    def log_of(self, name: str) -> Path:
+        """The file with what a child said."""
+        return self._folder / f"{name}.log"
 
     def check(self) -> None:
         """Raises RunFailed when a child has gone."""
@@ -88,7 +94,7 @@ class Children:
     def _start(
         self, name: str, arguments: list[str], own: dict[str, str], stdout: int | None = None
     ) -> subprocess.Popen[bytes]:
-        log = self._folder / f"{name}.log"
+        log = self.log_of(name)
         file = log.open("wb")
         self._files.append(file)
         child = subprocess.Popen(

@@ -86,7 +86,7 @@ def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
         if known:
             console.print("this run is finished already: nothing to do (FRESH=1 starts over)", highlight=False)
         else:
-            start_and_follow(worker, command, console, children.check)
+            start_and_follow(worker, command, console, children)
         state = _state_of(worker, command["queue_id"]) or "unknown"
         shown = Shown(command["queue_id"], state, folder, worker.url, time.monotonic() - began_s, known)
         whole = after(shown)
@@ -182,16 +182,16 @@ def choose(catalog: Json, asked_range: str = "") -> tuple[str, str, str, bool]:
     return symbol, interval, asked_range or f"{_iso(start)}:{_iso(end)}", trades
 
 
-def start_and_follow(worker: Worker, command: Json, console: Console, check: Callable[[], None]) -> None:
+def start_and_follow(worker: Worker, command: Json, console: Console, children: Children) -> None:
     """Send the command, wait for its answer, show the steps until the run has ended. Raises RunFailed."""
     queue_id = command["queue_id"]
     seen = worker.last_offset(queue_id)
     worker.start(command)
-    _await_answer(worker, queue_id, seen, check)
+    _await_answer(worker, queue_id, seen, children)
     answered_s = time.monotonic()
     with shown_on(console) as update:
         while True:
-            check()
+            children.check()
             try:
                 state = worker.run(queue_id)
             except WorkerUnreachable:  # busy for a moment; one that has gone is found by `check`
@@ -205,10 +205,10 @@ def start_and_follow(worker: Worker, command: Json, console: Console, check: Cal
             time.sleep(POLL_S)
 
 
-def _await_answer(worker: Worker, queue_id: str, after: int, check: Callable[[], None]) -> None:
+def _await_answer(worker: Worker, queue_id: str, after: int, children: Children) -> None:
     give_up_s = time.monotonic() + ANSWER_WITHIN_S
     while time.monotonic() < give_up_s:
-        check()
+        children.check()
         with suppress(UnknownRun):
             for event in worker.events(queue_id, after=after):
                 after = event["offset"]
@@ -219,7 +219,7 @@ def _await_answer(worker: Worker, queue_id: str, after: int, check: Callable[[],
                         f"the worker rejected the run: {event.get('error_message') or event.get('message')}"
                     )
         time.sleep(POLL_S / 2)
-    raise RunFailed(f"the worker did not answer within {ANSWER_WITHIN_S:g} s: see worker.log")
+    raise RunFailed(f"the worker did not answer within {ANSWER_WITHIN_S:g} s: see {children.log_of('worker')}")
 
 
 def _state_of(worker: Worker, queue_id: str) -> str | None:

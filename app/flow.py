@@ -1,7 +1,7 @@
 """The graph of the running application, drawn from what is wired: `python -m app flow`, and the README's picture.
 
-What the topics declare (`app/topics.py`) and what the agents do (`app.agents`) must be the same; where they are not,
-the picture is refused.
+The readers that the topics declare (`app/topics.py`) and the agents that consume them (`app.agents`) must be the same;
+where they are not, the picture is refused. The writers are shown as declared: a send has no wiring to compare with.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def wired_readers() -> dict[str, set[str]]:
 
 
 def disagreements() -> list[str]:
-    """Where the declarations and the wiring differ, as sentences."""
+    """Where the declared readers and the wired ones differ, as sentences."""
     wired = wired_readers()
     declared = {topic.name: {reader for reader in topic.readers if reader != CLIENTS} for topic in TOPICS}
     found = []
@@ -44,7 +44,7 @@ def disagreements() -> list[str]:
 
 
 def document() -> dict[str, Any]:
-    """Topics, agents, work and tables as JSON. Raises SetupRefused when declarations and wiring differ."""
+    """Topics, agents, work and tables as JSON. Raises SetupRefused when declared and wired readers differ."""
     from app.main import app
     from app.work import WORK
     from tables.rows import BY_TABLE

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from app import progress
+from app import demo, progress
+from app.children import Children
+from app.client import Worker
 from app.demo import DEMO_MARK, Wish, choose, compose, left_out, prepare_folder, source_name
-from app.errors import SetupRefused
+from app.errors import RunFailed, SetupRefused
 from models.control import plan
 
 Json = dict[str, Any]
@@ -26,6 +28,16 @@ def stream(symbol: str, channel: str, rows: int = 100, start: int = START, end: 
 
 def catalog(*streams: Json) -> Json:
     return {"source": "recorded", "streams": list(streams), "left_out": {}}
+
+
+class SilentWorker(Worker):
+    """Takes a command and never says a word of it."""
+
+    def start(self, command: Json) -> Json:
+        return command
+
+    def events(self, queue_id: str, after: int = -1, limit: int = 0) -> list[Json]:
+        return []
 
 
 def quiet() -> Console:
@@ -117,6 +129,15 @@ def test_fresh_removes_what_a_demo_made_and_nothing_else(tmp_path: Path, monkeyp
         assert (folder / "precious").exists()
     finally:
         settings.cache_clear()
+
+
+def test_a_worker_that_never_answers_is_told_with_the_file_of_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "ANSWER_WITHIN_S", 0.0)
+    with Children(tmp_path) as children, pytest.raises(RunFailed) as told:
+        demo.start_and_follow(SilentWorker("http://127.0.0.1:9"), {"queue_id": "q"}, quiet(), children)
+    assert str(told.value).endswith(f"see {tmp_path / 'worker.log'}")
 
 
 # --- progress
