@@ -24,7 +24,6 @@ Json = dict[str, Any]
 Answer = TypeVar("Answer")
 
 EXIT_INTERRUPTED = 130
-USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # what typer raises for any mistyped command line
 POLL_S = 0.3
 PONG_WITHIN_S = 3.0
 
@@ -215,9 +214,8 @@ def ping(run: Annotated[str, typer.Argument(help="The run.")], as_json: AsJson =
     while time.time() - sent_at < PONG_WITHIN_S:
         for event in source.events(run, after=after):
             after = event["offset"]
-            if event["event"] == "pong" and event.get("ping_ts") == sent_at:
-                took_ms = (event["ponged_at"] - sent_at) * 1000
-                emit({**event, "took_ms": round(took_ms, 1)}, as_json, [f"{run} pong after {took_ms:.0f} ms"].copy)
+            if event.get("event") == "pong" and event.get("ping_ts") == sent_at:
+                print_pong(event, sent_at, as_json)
                 return
         time.sleep(0.05)
     raise WorkerUnreachable(f"{run} did not answer the ping within {PONG_WITHIN_S:g} s")
@@ -397,7 +395,7 @@ def dead_letters(context: typer.Context, as_json: AsJson = False) -> None:
 
 @dead_letters_app.command("send-again")
 def send_again(
-    letter: Annotated[int, typer.Argument(help="Its id, as the list shows it.")] = -1,
+    letter: Annotated[int | None, typer.Argument(min=0, help="Its id, as the list shows it.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -410,9 +408,9 @@ def send_again(
     """
     from app import topic_state
 
-    if (letter >= 0) == everything:
+    if (letter is not None) == everything:
         raise CommandRejected("letter", "say one id, or --all")
-    sent = topic_state.send_again(None if everything else letter)
+    sent = topic_state.send_again(letter)
     emit({"sent_again": sent}, as_json, lambda: [f"{len(sent)} sent again"])
 
 
@@ -430,9 +428,9 @@ def main() -> NoReturn:
         sys.exit(code if isinstance(code, int) else 0)
     except StreamForgeError as error:
         fail(str(error), error.exit_code, as_json, getattr(error, "field", None))
-    except USAGE_ERROR as error:
+    except typer.TyperException as error:  # a mistyped command line
         option = getattr(getattr(error, "param", None), "name", None)
-        fail(error.format_message(), CommandRejected.exit_code, as_json, option)  # type: ignore[attr-defined]
+        fail(error.format_message(), CommandRejected.exit_code, as_json, option)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:  # the reader has seen enough
@@ -529,7 +527,16 @@ def follow_events(run: str, after: int, as_json: bool) -> None:
 
 def print_events(page: list[Json], as_json: bool) -> None:
     for event in page:
-        emit(event, as_json, [event_line(event)].copy)
+        print_event(event, as_json)
+
+
+def print_event(event: Json, as_json: bool) -> None:
+    emit(event, as_json, lambda: [event_line(event)])
+
+
+def print_pong(event: Json, sent_at: float, as_json: bool) -> None:
+    took_ms = (event["ponged_at"] - sent_at) * 1000
+    emit({**event, "took_ms": round(took_ms, 1)}, as_json, lambda: [f"{event['queue_id']} pong after {took_ms:.0f} ms"])
 
 
 def event_line(event: Json) -> str:

@@ -61,7 +61,6 @@ class Shown:
     folder: Path
     page: str
     seconds: float
-    known_before: bool
 
 
 class Interrupted(Exception):
@@ -81,14 +80,13 @@ def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
         exchange_url = children.start_exchange(wish.data)
         command = compose(wish, _get_json(f"{exchange_url}/sim/catalog"), console)
         worker = children.start_worker(exchange_url)
-        known = _state_of(worker, command["queue_id"]) == "finished"
         console.print(f"run {command['queue_id']} in {folder}", highlight=False, soft_wrap=True)
-        if known:
+        if _state_of(worker, command["queue_id"]) == "finished":
             console.print("this run is finished already: nothing to do (FRESH=1 starts over)", highlight=False)
         else:
             start_and_follow(worker, command, console, children)
         state = _state_of(worker, command["queue_id"]) or "unknown"
-        shown = Shown(command["queue_id"], state, folder, worker.url, time.monotonic() - began_s, known)
+        shown = Shown(command["queue_id"], state, folder, worker.url, time.monotonic() - began_s)
         whole = after(shown)
         if state != "finished" or not whole:
             raise RunFailed(_why(worker, command["queue_id"], state))

@@ -224,7 +224,7 @@ def test_ping_prints_the_pong_that_answers_it(run: Cli, worker: FakeWorker) -> N
         return {"status": "accepted"}
 
     def events(path: str, _body: Any) -> Any:
-        stale = {"event": "pong", "queue_id": "q1", "ping_ts": 1.0, "ponged_at": 2.0, "offset": 3}
+        stale: dict[str, Any] = {"event": "pong", "queue_id": "q1", "ping_ts": 1.0, "ponged_at": 2.0, "offset": 3}
         fresh = [{**stale, "ping_ts": at, "ponged_at": at + 0.05, "offset": 4} for at in sent]
         after = int(path.partition("after=")[2].partition("&")[0])
         return {"events": [event for event in [stale, *fresh] if event["offset"] > after]}
@@ -236,7 +236,7 @@ def test_ping_prints_the_pong_that_answers_it(run: Cli, worker: FakeWorker) -> N
 
 
 def test_following_prints_every_event_once_and_ends_as_the_run_ends(run: Cli, worker: FakeWorker) -> None:
-    told = [
+    told: list[dict[str, Any]] = [
         {"event": "accepted", "target": "queue-manager", "timestamp": 1.0, "offset": 0},
         {"event": "loading", "target": "loader-producer", "timestamp": 2.0, "offset": 5, "progress": 0.5},
         {"event": "error", "target": "queue-manager", "timestamp": 3.0, "offset": 9},
@@ -369,6 +369,12 @@ def test_a_dead_letter_goes_back_with_its_key_and_headers(run: Cli, letters: Pat
 
 def test_all_means_all_that_a_topic_takes(run: Cli, letters: Path) -> None:
     assert json.loads(run("dead-letters", "send-again", "--all", "--json")[1]) == {"sent_again": [0]}
+
+
+@pytest.mark.parametrize("said", [(), ("0", "--all"), ("--", "-1"), ("one",)])
+def test_sending_again_takes_one_id_or_all(run: Cli, letters: Path, said: tuple[str, ...]) -> None:
+    code, out, err = run("dead-letters", "send-again", "--json", *said)
+    assert (code, out, json.loads(err)["field"]) == (2, "", "letter")
 
 
 @pytest.mark.parametrize("letter", ["1", "17"])
