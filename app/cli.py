@@ -172,8 +172,8 @@ def start(
         named = str(command.get("queue_id") or "")
         after = the_worker().last_offset(named) if follow and named else -1
         answer = the_worker().start(command)
-    except WorkerUnreachable as error:
-        answer = leave_start(command, error)
+    except WorkerUnreachable:
+        answer = leave_start(command)
     run = answer["queue_id"]
     if not follow:
         emit(answer, as_json, lambda: [run if answer["status"] == "accepted" else f"{run} {answer['status']}"])
@@ -195,8 +195,8 @@ def stop(run: Annotated[str, typer.Argument(help="The run, or `all`.")], as_json
     """
     try:
         answer = the_worker().stop(run)
-    except WorkerUnreachable as error:
-        answer = {**leave({"command": "stop", "queue_id": run}, error), "queue_id": run}
+    except WorkerUnreachable:
+        answer = {**leave({"command": "stop", "queue_id": run}), "queue_id": run}
     emit(answer, as_json, lambda: [f"{run} {answer['status']}"])
 
 
@@ -476,24 +476,22 @@ def _events_behind(run: str, after: int, source: Any) -> list[Json]:
     return page
 
 
-def leave_start(command: Json, unreachable: WorkerUnreachable) -> Json:
+def leave_start(command: Json) -> Json:
     """Check a `start` as the worker would, then leave it in the inbox under its name. Raises CommandRejected."""
     from models.control import plan
 
     run = plan(command)
-    return {**leave({**command, "queue_id": run.queue_id}, unreachable), "queue_id": run.queue_id}
+    return {**leave({**command, "queue_id": run.queue_id}), "queue_id": run.queue_id}
 
 
-def leave(command: Json, unreachable: WorkerUnreachable) -> Json:
-    """Leave a command for the next worker. Raises WorkerUnreachable where it would not find it."""
+def leave(command: Json) -> Json:
+    """Leave a command for the next worker."""
     from adapters.embedded_log.file import owner_pid
     from adapters.embedded_log.reader import leave_in_inbox
     from app.config import settings
     from models.control import check_command
 
     check_command(command)
-    if settings().kafka_bootstrap_servers:
-        raise unreachable
     leave_in_inbox(settings().log_path, "queue-control", None, json.dumps(command).encode())
     if owner_pid(settings().log_path):
         return {"status": "left in the inbox of the running worker, which did not answer over HTTP"}

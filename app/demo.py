@@ -72,8 +72,6 @@ def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
 
     Raises SetupRefused, LogInUse (the demo of this source is running), RunFailed, Interrupted.
     """
-    if settings().kafka_bootstrap_servers:
-        raise SetupRefused("KAFKA_BOOTSTRAP_SERVERS: the demo runs on the embedded log; unset it for the demo")
     folder = prepare_folder(wish)
     with _interrupts_raise(), Children(folder) as children:
         began_s = time.monotonic()

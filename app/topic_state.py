@@ -1,6 +1,6 @@
 """The topics as they are declared and as they lie in the log: records, committed positions, dead letters.
 
-Reads the embedded log beside its owner; on Kafka the broker's own tools show the same.
+Reads the embedded log beside its owner.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from adapters.embedded_log.file import Record
 from adapters.embedded_log.reader import LogReader, leave_in_inbox
 from app.config import settings
-from app.errors import CommandRejected, SetupRefused
+from app.errors import CommandRejected
 
 Json = dict[str, Any]
 
@@ -61,7 +61,7 @@ def lines(found: list[Json]) -> Iterator[str]:
 
 def dead_letters() -> list[Json]:
     """Every dead letter the log keeps; `id` is its offset. `value` is text where it is text, else base64."""
-    with LogReader(_log_path()) as log:
+    with LogReader(settings().log_path) as log:
         if DEAD_LETTERS not in log.topics():
             return []
         return [_letter(record) for record in log.records(DEAD_LETTERS)]
@@ -80,7 +80,7 @@ def send_again(letter: int | None) -> list[int]:
 
     Raises CommandRejected for an unknown id, or one whose topic is not known.
     """
-    path = _log_path()
+    path = settings().log_path
     with LogReader(path) as log:
         known = log.topics()
         records = (
@@ -109,18 +109,9 @@ def instant(ms: int) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S") + (f".{ms % 1000:03d}Z" if ms % 1000 else "Z")
 
 
-def _log_path() -> Any:
-    config = settings()
-    if config.kafka_bootstrap_servers:
-        raise SetupRefused(
-            "KAFKA_BOOTSTRAP_SERVERS is set: this command reads the embedded log; ask the broker instead"
-        )
-    return config.log_path
-
-
 def _positions() -> tuple[dict[tuple[str, int], int], dict[str, dict[tuple[str, int], int]]]:
     """(next offset by (topic, partition), committed offset by group and (topic, partition)); empty without a log."""
-    if settings().kafka_bootstrap_servers or not settings().log_path.exists():
+    if not settings().log_path.exists():
         return {}, {}
     with LogReader(settings().log_path) as log:
         committed: dict[str, dict[tuple[str, int], int]] = {}

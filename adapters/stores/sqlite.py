@@ -1,9 +1,9 @@
 """The embedded store: every collection in one SQLite file, for one machine without a database server.
 
 Promise: what `upsert` and `upsert_columns` returned for is in the file and outlives a killed process (WAL,
-synchronous=NORMAL: a power cut may take the last commits; loading their range again mends that). A batch is one transaction.
-One connection writes; readers see the file as it was when they began. Any thread may call; other processes open the
-file with `read_only=True`.
+synchronous=NORMAL: a power cut may take the last commits; loading their range again mends that). A batch is one
+transaction. One connection writes; readers see the file as it was when they began. Any thread may call; other
+processes open the file with `read_only=True`.
 
 Dangers kept out: SQLite before 3.51.3 can damage a WAL file; two SQLite libraries in one process undo each other's
 locks (so: apsw everywhere, never the standard sqlite3 on this file); network file systems.
