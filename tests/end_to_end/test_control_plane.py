@@ -110,7 +110,7 @@ def test_what_is_no_command_is_put_aside_and_the_next_good_one_answered(start_wo
     log = worker.folder / "log.db"
     leave_in_inbox(log, "queue-control", None, value)
     leave_in_inbox(log, "queue-control", None, b'{"command":"stop","queue_id":"nobody"}')
-    wait_for(lambda: [e for e in worker.events("nobody") if e["event"] == "rejected"], 2)
+    wait_for(lambda: [e for e in worker.events("nobody") if e["event"] == "rejected"], 1)
     [record] = list(LogReader(log).records("dead-letters"))
     assert (record.value or b"") == value
     headers = dict(record.headers)

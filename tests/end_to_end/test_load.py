@@ -192,20 +192,31 @@ def test_a_range_too_short_to_train_on_is_a_clear_error_without_an_artifact(
     assert not list((worker.folder / "models").glob("*/*"))
 
 
-@pytest.mark.parametrize("command", ["ping", "stop"])
-def test_a_load_is_answered_and_stopped_while_it_runs(start_worker: Start, start_exchange: Start, command: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "stages", "time_range"),
+    [
+        ("loader-producer", LOAD, "2025-08-20:2025-09-19"),
+        ("gnn-trainer", Stages(trades=False), "2025-08-20:2025-08-27"),
+    ],
+)
+def test_what_is_at_work_is_answered_within_a_second_and_stopped_within_five(
+    start_worker: Start, start_exchange: Start, target: str, stages: Stages, time_range: str
+) -> None:
     worker = start_worker(start_exchange())
-    begin(worker, "busy", "2025-08-20:2025-09-19")
-    wait_for(lambda: any(e.get("status") == "loading" for e in worker.events("busy")), 20, worker.said)
+    begin(worker, "busy", time_range, stages)
+
+    def at_work() -> bool:
+        return any(e.get("status") == "loading" and e["target"] == target for e in worker.events("busy"))
+
+    wait_for(at_work, 40, worker.said)
+    worker.post("/commands", {"command": "ping", "queue_id": "busy", "sent_at": 1.0})
+    wait_for(lambda: [e for e in worker.events("busy") if e["event"] == "pong"], 1.0, worker.said)
     asked = time.monotonic()
-    if command == "ping":
-        worker.post("/commands", {"command": "ping", "queue_id": "busy", "sent_at": 1.0})
-        wait_for(lambda: [e for e in worker.events("busy") if e["event"] == "pong"], 1.0, worker.said)
-        assert len([e for e in worker.events("busy") if e["event"] == "pong"]) == 1
-    else:
-        worker.post("/queues/stop", {"queue_id": "busy"})
-        assert worker.wait_for_end("busy", 5)["status"] == "interrupted"
-        assert time.monotonic() - asked < 5
+    worker.post("/queues/stop", {"queue_id": "busy"})
+    assert worker.wait_for_end("busy", 5)["status"] == "interrupted"
+    assert time.monotonic() - asked < 5
+    assert len([e for e in worker.events("busy") if e["event"] == "pong"]) == 1
+    assert not list((worker.folder / "models").glob("*/*"))
 
 
 def test_the_recorded_month_is_stored_field_by_field(start_worker: Start, start_exchange: Start) -> None:
