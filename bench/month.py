@@ -88,13 +88,17 @@ def run_all_stages(folder: Path, time_range: str) -> None:
 
 
 def models_of(found: Sequence[Json]) -> Iterator[tuple[str, float]]:
-    """Each model of the training, by its first and last word."""
-    words: dict[str, list[float]] = {}
+    """What each part of the training took: from its first word to the next part's (words come every half second)."""
+    name, since = "start of torch", 0.0
     for event in found:
-        if event["target"] == "gnn-trainer" and (model := event["extra"].get("model")) and not event["finished"]:
-            words.setdefault(f"{model} on {event['extra'].get('label')}", []).append(event["timestamp"])
-    for model, times in words.items():
-        yield model, times[-1] - times[0]
+        if event["target"] != "gnn-trainer":
+            continue
+        extra, now = event["extra"], event["timestamp"]
+        part = f"{extra['model']} on {extra.get('label')}" if extra.get("epoch") is not None else name
+        if since and (part != name or event["finished"]):
+            yield name, now - since
+            since = now
+        name, since = part, since or now
 
 
 def plain_loop(pages: Pages) -> None:
