@@ -142,7 +142,9 @@ def test_the_environment_is_the_locked_one() -> None:
 
 FORBIDDEN = {
     "a path of somebody's machine": r"(?<![\w.})\]$-])/(?:work|root|home|Users)/\w|/tmp/\w",
-    "a package registry's host": r"python[h]osted\.|py[p]i\.(?:org|io)|npm[j]s\.|(?:proxy|sum)\.go[l]ang|\.mav[e]n\.|crat[e]s\.io",
+    "a package registry's host": (
+        r"python[h]osted\.|py[p]i\.(?:org|io)|npm[j]s\.|(?:proxy|sum)\.go[l]ang|\.mav[e]n\.|crat[e]s\.io"
+    ),
     "an exchange's host": r"(?:api|fapi|stream|data|testnet|www)[\w.-]*\.(?:binance|okx|bybit|kraken|coinbase)\.\w+",
     "a secret": r"BEGIN [A-Z ]*PRIVATE KEY|AKIA[0-9A-Z]{16}",
 }
