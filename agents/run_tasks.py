@@ -113,6 +113,7 @@ async def _run(job: Job, resumed: bool) -> None:
                 raise  # the worker ends; the task goes on elsewhere
             closing = asyncio.create_task(_end(job, "interrupted", "stopped"))
             _background.add(closing)
+            closing.add_done_callback(_background.discard)
             await asyncio.shield(closing)
         except StreamForgeError as error:
             await _end(job, "error", str(error), error=str(error))
