@@ -11,6 +11,11 @@ RUN python -m venv .venv \
     && uv pip install --no-cache --compile-bytecode --python .venv/bin/python \
         -r pyproject.toml --constraints requirements.lock
 
+FROM node:22-bookworm-slim AS dashboard
+WORKDIR /srv/dashboard
+COPY dashboard ./
+RUN npm ci && npm run build -- --outDir /srv/built
+
 FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="StreamForge" \
       org.opencontainers.image.licenses="MIT"
@@ -21,6 +26,7 @@ WORKDIR /srv/streamforge
 COPY --from=environment /srv/streamforge/.venv .venv
 COPY pyproject.toml LICENSE ./
 COPY app app
+COPY --from=dashboard /srv/built app/web/static/dashboard
 COPY adapters adapters
 COPY agents agents
 COPY tables tables

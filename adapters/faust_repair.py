@@ -11,6 +11,9 @@ F-4  A stop or rebalance clears the agents' queues and then waits until every me
      Where two agents read one topic, a message that one has done and the other had in its queue never is: the
      worker hangs. `EndsWithWorkInHand`, in both consumers, waits for what an agent is working on, and for nothing
      else; what was cleared is not acknowledged and comes again.
+F-5  A commit that the group refuses counts as done. Where nothing was ever committed, the seek after the rebalance does
+     not correct that: the first records come again, their acknowledgements are taken for old ones, and the position
+     stands still until more records come. `KafkaConsumer` remembers only what was committed.
 
 How an App uses it:
 
@@ -26,14 +29,17 @@ the error and commit the offsets of what was lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 from typing import Any, cast
 
 import faust
 import faust.sensors
+from aiokafka.errors import CommitFailedError, IllegalStateError  # type: ignore[import-untyped]
+from aiokafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 from faust.exceptions import ImproperlyConfigured
 from faust.tables import recovery
 from faust.tables.manager import TableManager as FaustTableManager
@@ -44,6 +50,7 @@ from faust.transport.producer import ProducerBuffer
 from faust.types import TP
 from faust.types.tuples import FutureMessage
 
+from adapters.faust_delivery import DirectDelivery, room_in
 from app.errors import SetupRefused
 
 FAUST_VERSION = "0.15.3"
@@ -55,6 +62,9 @@ if faust.__version__ != FAUST_VERSION:
 
 SEND_FAILED_EXIT = 70  # EX_SOFTWARE: a record is lost to this process, so nothing more may be acknowledged
 NOTHING_ACTIVE_S = 0.02  # Faust: 1 s, in which a released partition stands still
+FETCH_WAIT_MS = 50  # a broker without records answers a poll after this
+FETCH_RECORDS = 1_000  # of one fetch, at most
+FETCH_LOOK_S = 0.2  # how long a fetch waits for records before it asks anew which partitions are active
 IN_HAND_LOOK_S = 0.2  # how often a stop looks whether the agents are done
 FLUSH_LOOK_S = 1.0  # how often a waiting flush looks whether the producer still runs
 
@@ -68,20 +78,34 @@ def register() -> None:
 
 
 class Recovery(recovery.Recovery):
-    """F-1: a source partition is read again only after it stands on its committed offset."""
+    """F-1: a source partition is read again only after it stands on its committed offset.
+
+    A rebalance that begins meanwhile ends this recovery before anybody hears of it. Brokers that are away are waited
+    for: Faust's recovery ends for good after 90 s.
+    """
+
+    _rebalances = 0  # how many there had been when this one's partitions came
+
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        self._rebalances = self.app.rebalancing_count
+        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
 
     async def on_recovery_completed(self, generation_id: int = 0) -> None:
         """Table callbacks, seek, resume: in this order. Raises RebalanceAgain, ServiceStopped as Faust's does."""
         app, consumer = cast(Any, self.app), self.app.consumer
+        if self._is_over(generation_id):
+            return
         await app.on_rebalance_complete.send()
         self._set_recovery_ended()
         await self._run_callbacks()
-        if app.consumer_generation_id != generation_id:
-            self.log.warning("Another rebalance has begun: recovery of generation %r ends here", generation_id)
-            return
         assignment = consumer.assignment()
         if assignment:
-            await self._wait(consumer.perform_seek(), timeout=app.conf.broker_request_timeout)
+            await self._wait(consumer.perform_seek())
+        if self._is_over(generation_id):
+            return
+        if assignment:
             consumer.resume_partitions({tp for tp in assignment if not self._is_changelog_tp(tp)})
         self.completed.set()
         app.flow_control.resume()  # clears the queues: nothing may have been delivered since the seek
@@ -92,6 +116,17 @@ class Recovery(recovery.Recovery):
             self.tables.on_standbys_ready()
         app.on_rebalance_end()
         self.log.info("Worker ready")
+
+    def _is_over(self, generation_id: int) -> bool:
+        """True when partitions have been taken or given anew since this recovery began."""
+        app = self.app
+        over = app.consumer_generation_id != generation_id or app.rebalancing_count != self._rebalances
+        if over:
+            self.log.warning("Another rebalance has begun: recovery of generation %r ends here", generation_id)
+        return over
+
+    async def _wait(self, coro: Any, timeout: Any = None) -> None:
+        await super()._wait(coro)
 
     async def _run_callbacks(self) -> None:
         results = await asyncio.gather(
@@ -137,28 +172,121 @@ class EndsWithWorkInHand(Consumer):
         return any(actor.stream.current_event is not None for actor in actors)
 
 
-class KafkaConsumer(EndsWithWorkInHand, aiokafka.Consumer):
-    """F-2: the fetch is told the partitions that were active when it began, and never that there are none."""
+class KafkaConsumerThread(aiokafka.AIOKafkaConsumerThread):
+    """Polls briefly, and takes a refused commit for what it is: the records come again."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust: 1500, in which an idle partition's poll holds up the others of its broker. Read when it starts.
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+    async def getmany_at_most(
+        self, asked: set[TP] | None, timeout: float, records: int | None
+    ) -> Mapping[TP, list[Any]]:
+        """Faust's `getmany`, with a limit of its own for each fetch."""
+        fetch, consumer = self._fetch_records, self._ensure_consumer()
+        found = await self.call_thread(fetch, consumer, asked, timeout=timeout, max_records=records)
+        return cast(Mapping[TP, list[Any]], found)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """False when the group has moved on. Any other refusal ends the worker, and its records come again."""
+        consumer = self._ensure_consumer()
+        assigned = self.assignment()
+        ours = {tp: offset for tp, offset in offsets.items() if tp in assigned}
+        if not ours:
+            return False
+        self.tp_last_committed_at.update(dict.fromkeys(ours, monotonic()))
+        try:
+            await consumer.commit({TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in ours.items()})
+        except (CommitFailedError, IllegalStateError) as error:
+            self.log.warning("Offsets were not committed, so their records come again: %s", error)
+            return False
+        except Exception as error:
+            self.log.exception("Offsets cannot be committed, so this worker ends")
+            await self.crash(error)
+            return False
+        return True
+
+
+class KafkaConsumer(EndsWithWorkInHand, DirectDelivery, aiokafka.Consumer):
+    """F-2: the fetch is told the partitions that were active when it began, and never that there are none.
+
+    It is asked for what its agents' queues take at once; the rest stays with aiokafka, and nobody's topic waits.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._at_most: int | None = None  # records of the next fetch
+        self._drained = asyncio.Event()  # a full queue has room again
+        self._refused: dict[TP, int | None] = {}  # by the commit at work: what is committed there in truth
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        done = await super()._commit(offsets)
+        self._refused = {} if done else {tp: self._committed_offset[tp] for tp in offsets}
+        return done
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        self._refused = {}
+        done = await super()._commit_offsets(offsets, start_new_transaction)
+        self._committed_offset.update(self._refused)  # F-5
+        return done
+
+    async def perform_seek(self) -> None:
+        self._committed_offset.clear()  # F-5: what a commit under way wrote after the partitions were given back
+        await super().perform_seek()
+
+    def _new_consumer_thread(self) -> KafkaConsumerThread:
+        return KafkaConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def _wait_next_records(self, timeout: float) -> tuple[Mapping[TP, list[Any]] | None, set[TP] | None]:
         if not self.flow_active:
             await self.wait(cast(Any, self.can_resume_flow))
         self.not_waiting_next_records.clear()
         try:
-            active = None if self.app.client_only else self._get_active_partitions()
-            if active is None:
+            if self.app.client_only:
                 return await self._getmany(active_partitions=None, timeout=timeout), None
-            if not active:
-                await self.sleep(NOTHING_ACTIVE_S)
-                return {}, active
+            active = self._get_active_partitions()
             # A copy for the thread; the live set for `getmany`, which drops what has been paused since.
-            return await self._getmany(active_partitions=set(active), timeout=timeout), active
+            asked = self._with_room(active)
+            if not asked:
+                self._drained.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._drained.wait(), NOTHING_ACTIVE_S)
+                return {}, active
+            all_asked = len(asked) == len(active) and not self._buffered_partitions
+            look_s = min(timeout, FETCH_LOOK_S if all_asked else NOTHING_ACTIVE_S)
+            return await self._getmany(active_partitions=asked, timeout=look_s), active
         finally:
             self.not_waiting_next_records.set()
+
+    def _with_room(self, active: set[TP]) -> set[TP]:
+        """The partitions whose agents take records now; `_at_most` is then what all of them take."""
+        self._at_most = cast(int | None, self.app.conf.broker_max_poll_records)
+        if self.app.in_recovery:  # nothing else is delivered meanwhile
+            return set(active)
+        room = {
+            tp: min((room_in(queue, FETCH_RECORDS) for queue in self._queues_of(tp)), default=FETCH_RECORDS)
+            for tp in active
+        }
+        asked = {tp for tp, records in room.items() if records > 0}
+        if asked:
+            self._at_most = min(room[tp] for tp in asked)
+        return asked
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:
+        thread = cast(KafkaConsumerThread, self._thread)
+        return await thread.getmany_at_most(active_partitions, timeout, self._at_most)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        super().on_buffer_drop(tp)
+        self._drained.set()
 
 
 class SendAllBuffer(ProducerBuffer):
     """F-3: `flush` returns when everything put before it has been handed to the producer, however long that takes."""
+
+    max_messages = 1_000  # before streams wait; Faust's 100 are passed by every burst of table writes, with a warning
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,9 +325,21 @@ class KafkaProducer(aiokafka.Producer):
         self.buffer = SendAllBuffer(loop=self.loop, beacon=self.beacon)
         self.buffer.app = self.app
 
+    async def flush(self) -> None:
+        """Everything put before, by Faust or by a producer of our own, is on the brokers."""
+        await super().flush()
+        if also := cast(KafkaTransport, self.transport).before_commit:
+            await also()
+
 
 class KafkaTransport(aiokafka.Transport):
-    """aiokafka's driver with the repaired consumer and producer."""
+    """aiokafka's driver with the repaired consumer and producer.
+
+    `before_commit` is awaited by every flush, so also between choosing offsets and committing them: a second producer
+    (`app.core`'s, for bulk) says here when everything it was given is on the brokers. What it raises stops the commit.
+    """
+
+    before_commit: Callable[[], Awaitable[None]] | None = None
 
     Consumer = KafkaConsumer
     Producer = KafkaProducer

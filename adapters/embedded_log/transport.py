@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,12 +29,12 @@ from faust.types.tuples import FutureMessage
 from mode.utils.times import want_seconds
 
 from adapters.embedded_log.log import IN_FLIGHT_BYTES, Appended, Log, Record, partition_of
+from adapters.faust_delivery import DirectDelivery, room_in
 from adapters.faust_repair import EndsWithWorkInHand
 from app.errors import SetupRefused, StreamForgeError
 
 FETCH_RECORDS = 256  # per partition and fetch
 FETCH_BYTES = 1 << 20  # per partition and fetch
-YIELD_EVERY = 100  # messages handed over before other tasks get the loop
 
 Headers = Mapping[str, bytes] | Iterable[tuple[str, bytes]] | None
 
@@ -45,7 +44,7 @@ def register() -> None:
     drivers.TRANSPORTS.aliases["embedded"] = f"{__name__}:Transport"
 
 
-class Consumer(EndsWithWorkInHand):
+class Consumer(EndsWithWorkInHand, DirectDelivery):
     """Reads assigned partitions out of the log.
 
     A position is None after every assignment and nothing is fetched there until a seek has set it. Each seek gives
@@ -62,7 +61,6 @@ class Consumer(EndsWithWorkInHand):
         self._generation = 0
         self._wake = asyncio.Event()
         self._assigning = asyncio.Lock()
-        self._handed_over = 0
         self._stop_listening: Callable[[], None] | None = None
 
     # Life
@@ -258,8 +256,8 @@ class Consumer(EndsWithWorkInHand):
     def _ready(self) -> list[tuple[TP, int, int]]:
         """(partition, position, records to fetch) where there is something to fetch and a place to put it.
 
-        No more than its agents' queues take at once: a delivery that waits for a slow agent holds up every other
-        topic, `ping` among them. A queue that was full wakes the fetch when it has drained (`on_buffer_drop`).
+        No more than its agents' queues take at once (`room_in`). A queue that was full wakes the fetch when it has
+        drained (`on_buffer_drop`).
         """
         if not self.flow_active:
             return []
@@ -269,17 +267,14 @@ class Consumer(EndsWithWorkInHand):
         for tp, position in self._positions.items():
             if position is None or tp not in active or position >= end(*tp):
                 continue
-            queues = [channel.queue for channel in self._channels_of(tp)]
+            queues = self._queues_of(tp)
             for queue in queues:
-                room.setdefault(queue, _room_in(queue))
+                room.setdefault(queue, room_in(queue, FETCH_RECORDS))
             limit = min([FETCH_RECORDS, *(room[queue] for queue in queues)])
             if limit > 0:
                 ready.append((tp, position, limit))
                 room.update({queue: room[queue] - limit for queue in queues if queue.maxsize})
         return ready
-
-    def _channels_of(self, tp: TP) -> Iterable[Any]:
-        return cast(Iterable[Any], cast(Any, self.app.topics)._tp_index.get(tp, ()))
 
     def _in_memory(self, tp: TP, position: int, limit: int) -> list[Record] | None:
         return self._log.read_memory(*tp, position, max_records=limit, max_bytes=FETCH_BYTES)
@@ -302,75 +297,12 @@ class Consumer(EndsWithWorkInHand):
             generation_id=self.app.consumer_generation_id,
         )
 
-    async def _drain_messages(self, fetcher: Any) -> None:
-        """The fetcher's loop: every record to the conductor, in the order of its partition."""
-        try:
-            while not (self.should_stop or fetcher.should_stop):
-                await asyncio.sleep(0)
-                async for tp, message in self.getmany(timeout=1.0):
-                    await self._deliver(tp, message)
-        except asyncio.CancelledError:
-            if not self.app.should_stop:
-                raise
-
-    async def _deliver(self, tp: TP, message: Any) -> None:
-        self._handed_over += 1
-        if self._handed_over % YIELD_EVERY == 0:
-            await asyncio.sleep(0)
-        offset, last = message.offset, self._read_offset[tp]
-        if last is not None and offset < last:
-            return
-        if last and offset - last > 1 and self.app.topics.acks_enabled_for(message.topic):
-            await self._add_gap(tp, last + 1, offset)
-        if self._commit_every is not None and self._n_acked >= self._commit_every:
-            self._n_acked = 0
-            await self.commit()
-        if self._fetched_turns.get(tp) != self._turns.get(tp):
-            return  # a seek happened since it was fetched: the record comes again, in its place
-        await self._hand_over(message)
-        if self._fetched_turns.get(tp) == self._turns.get(tp):
-            self._read_offset[tp] = offset
-
-    async def _hand_over(self, message: Any) -> None:
-        """Call the conductor; only when it has to wait (full queue, stopped flow) as a task that a stop ends."""
-        delivery = cast(Coroutine[Any, Any, None], self.callback(message))
-        try:
-            waits_for = delivery.send(None)
-        except StopIteration:
-            return
-        await self.wait_first(_finish(delivery, waits_for), cast(Any, self.suspend_flow.wait()))
+    def _sought_since_fetch(self, tp: TP) -> bool:
+        return self._fetched_turns.get(tp) != self._turns.get(tp)
 
     @property
     def _transport(self) -> Transport:
         return cast(Transport, self.transport)
-
-
-def _room_in(queue: Any) -> int:
-    """Records a stream's queue takes now. Above Faust's pressure mark none, until it has drained and says so."""
-    if not queue.maxsize:
-        return FETCH_RECORDS
-    waiting = queue.qsize()
-    return 0 if waiting > queue.pressure_high_size else cast(int, queue.maxsize - waiting)
-
-
-async def _finish(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
-    """What is left of a coroutine that was started by hand and waits for a future."""
-    await _rest(coroutine, waits_for)
-
-
-@types.coroutine
-def _rest(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, None, None]:
-    while True:
-        try:
-            yield waits_for
-        except BaseException as error:  # noqa: BLE001 (a cancellation above all: it is the coroutine's to answer)
-            resume = partial(coroutine.throw, error)
-        else:
-            resume = partial(coroutine.send, None)
-        try:
-            waits_for = resume()
-        except StopIteration:
-            return
 
 
 class Buffer(ProducerBuffer):

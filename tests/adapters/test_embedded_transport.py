@@ -22,6 +22,7 @@ from faust.types import TP
 from adapters import faust_repair
 from adapters.embedded_log import transport
 from adapters.embedded_log.log import Log, LogReader, partition_of
+from adapters.faust_delivery import in_hand, take_waiting
 from app.errors import LogDamaged, SetupRefused
 from tests.reliability.embedded_app import PARTITIONS, decode, expected_rows, make_app, prepare, rows
 
@@ -105,6 +106,48 @@ async def test_a_message_arrives_as_it_was_sent(broker: Any, path: Path) -> None
     for partition in {message.partition for message in arrived}:
         offsets = [message.offset for message in arrived if message.partition == partition]
         assert offsets == list(range(len(offsets)))
+
+
+async def test_an_agent_takes_what_waits_and_each_row_goes_to_the_partition_of_its_event(path: Path) -> None:
+    taken: list[int] = []
+
+    def build() -> tuple[faust.App, Any, Any]:
+        app = app_on(path)
+        topic = app.topic("messages", partitions=PARTITIONS, **RAW)
+        table = app.Table("counts", partitions=PARTITIONS, key_type=bytes, value_type=bytes)
+
+        @app.agent(topic)
+        async def agent(stream: Any) -> None:
+            async for event in stream.events():
+                together = [event, *take_waiting(stream, 31)]
+                for each in together:
+                    with in_hand(each):
+                        table[each.key] = each.value
+                await asyncio.sleep(0.01)  # others come meanwhile
+                for each in together[1:]:
+                    await stream.ack(each)
+                taken.append(len(together))
+
+        return app, topic, table
+
+    app, topic, _ = build()
+    async with faust_app_running(app):
+        for number in range(200):
+            await send_number(topic, number)
+        await until(lambda: sum(taken) == 200)
+    assert max(taken) > 1
+    with LogReader(path) as log:
+        committed = [at for (_, topic, _), at in log.committed().items() if topic == "messages"]
+        assert sum(committed) == 200, "a stop commits what was taken beside the first"
+        for row in log.records("small-counts-changelog"):
+            assert row.key is not None
+            assert partition_of(row.key, PARTITIONS) == row.partition
+    taken.clear()
+    app, _, table = build()
+    async with faust_app_running(app):
+        await until(lambda: len(table) == 5)
+        assert {bytes(key): int(value) % 5 for key, value in table.items()} == {b"key%d" % n: n for n in range(5)}
+    assert taken == []
 
 
 @pytest.mark.parametrize("broker", BROKERS)
@@ -219,7 +262,10 @@ async def jumped_with(manager: type, path: Path, monkeypatch: pytest.MonkeyPatch
 async def test_f1_a_slow_seek_loses_events_with_fausts_recovery_and_none_with_the_repair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await jumped_with(StockTableManager, tmp_path / "stock.db", monkeypatch) > 0
+    for number in range(5):  # how much it loses is chance
+        if lost := await jumped_with(StockTableManager, tmp_path / f"stock{number}.db", monkeypatch):
+            break
+    assert lost > 0
     assert await jumped_with(faust_repair.TableManager, tmp_path / "repaired.db", monkeypatch) == 0
 
 
@@ -340,13 +386,13 @@ def log_end(app: faust.App, topic: str) -> int:
     return app.transport.log.end(topic, 0)  # type: ignore[attr-defined]
 
 
-async def test_start_is_ready_in_two_seconds_however_often_the_rows_were_written(path: Path) -> None:
-    """10,000 live rows after 100,000 writes; what is read at the start is the rows, not the writes."""
+async def start_after(path: Path, writes: int) -> float:
+    """CPU seconds of a start on 10,000 rows that were written so many times in all."""
     app = app_on(path)
     table = app.Table("state", partitions=PARTITIONS, key_type=bytes, value_type=bytes)
     log = Log.open(path)
     log.ensure_topic("small-state-changelog", PARTITIONS, compact=True)
-    for number in range(100_000):
+    for number in range(writes):
         log.append("small-state-changelog", b"key%d" % (number % 10_000), b"%d" % number)
         if number % 1000 == 0:
             await log.room(1 << 20)
@@ -354,11 +400,17 @@ async def test_start_is_ready_in_two_seconds_however_often_the_rows_were_written
     log.close()
     with LogReader(path) as reader:
         assert len(list(reader.records("small-state-changelog"))) == 10_000
-    spent_s = time.process_time()  # not the wall's: other tests may run beside this one
+    began_s = time.process_time()
     async with faust_app_running(app):
-        assert time.process_time() - spent_s < 2.0
+        spent_s = time.process_time() - began_s
         assert len(table) == 10_000
-        assert table[b"key9999"] == b"99999"
+        assert table[b"key9999"] == b"%d" % (writes - 1)
+    return spent_s
+
+
+async def test_a_start_reads_the_rows_however_often_they_were_written(path: Path) -> None:
+    once_s = await start_after(path.with_name("once.db"), 10_000)
+    assert await start_after(path, 100_000) < 2 * once_s
 
 
 # Flow

@@ -1,0 +1,1 @@
+"""Kafka: the connection, the topics, the bulk producer, the reader; and a broker of our own for development."""
