@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from models.market import Array, PageInfo, Span
+from models.market import Array, Frame, PageInfo, Span
+from models.ordering import Mark
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Page:
     first_id: int | None = None
     last_id: int | None = None
     unrecoverable: tuple[Span, ...] = ()  # asked again, and the exchange still has nothing here
+    more: bool = False  # `page_from`: there may be another page behind this one
 
     def info(self, *, venue: str, symbol: str, channel: str, asked: Span, run: str, task: str = "") -> PageInfo:
         """What travels beside the bytes; `asked` is the range `history` was called with."""
@@ -58,6 +60,23 @@ class Parsed:
     unrecoverable: tuple[Span, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class RejectedFrame:
+    """A frame that cannot be read, why, and the span that lacks it; None where no record of the stream is lost."""
+
+    frame: Frame
+    reason: str
+    hole: Span | None
+
+
+@dataclass(frozen=True)
+class ParsedFrames:
+    """Live frames as columns of their channel, in order, each key once."""
+
+    columns: dict[str, Array]
+    rejected: tuple[RejectedFrame, ...] = ()
+
+
 class Exchange(Protocol):
     venue: str
 
@@ -75,6 +94,29 @@ class Exchange(Protocol):
         Waits out 429/418/5xx/lost connections itself, for ever, with capped back-off and jitter
         (`on_wait` tells how long and why). Raises ExchangeRefused where asking again changes nothing.
         """
+        ...
+
+    async def page_from(self, channel: str, symbol: str, from_id: int, covered_to_ms: int) -> Page:
+        """One page of records with ids from `from_id` on, behind what is known up to `covered_to_ms`.
+
+        It may have no row. Candles count by open time over interval; only closed ones are given. Waits as `history`.
+        """
+        ...
+
+    async def book_snapshot(self, symbol: str) -> tuple[int, bytes]:
+        """The id of its last update, and the order book as the exchange says it now. Waits as `history`."""
+        ...
+
+    def stream_name(self, channel: str, symbol: str) -> str:
+        """What a live stream is called on the wire."""
+        ...
+
+    def mark(self, channel: str, frame: bytes) -> Mark | None:
+        """A live frame's place in its stream; None when it has none. Never raises."""
+        ...
+
+    def parse_frames(self, channel: str, frames: Sequence[Frame]) -> ParsedFrames:
+        """Live frames to columns; pure. A bad frame does not touch its neighbours."""
         ...
 
     def parse(self, info: PageInfo, body: bytes) -> Parsed:

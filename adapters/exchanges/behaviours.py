@@ -1,24 +1,32 @@
 """What a simulated exchange can be told to show: the misbehaviour of real exchanges, one line each.
 
-A behaviour is data (`Behaviour`), so it can be given in code, in a JSON plan and over HTTP while the exchange runs:
+A behaviour is data (`Behaviour`), so it can be given in code, in a plan (YAML or JSON) and over HTTP while it runs:
 
-    [{"name": "short_page", "endpoint": "aggTrades", "skip": 3, "times": 2, "rows": 400},
-     {"name": "too_many_requests", "skip": 20, "seconds": 1},
-     {"name": "lacks", "endpoint": "klines", "start_ms": 1754300000000, "end_ms": 1754310000000}]
+    seed: 7                                             # of every `chance`; a plan may also be the bare list
+    faults:
+      - {name: short_page, endpoint: aggTrades, skip: 3, times: 2, rows: 400}
+      - {name: too_many_requests, skip: 20, seconds: 1}
+      - {name: drop, endpoint: depth, symbol: BTCUSDT, chance: 0.01, times: 0}
+      - {name: cut, at: 1754400000000, seconds: 30}     # every connection, and nobody comes back for 30 s
 
-`BEHAVIOURS` lists every name with what it needs and how often it shows unless told (`times`; 0 is always).
-The truth behind the exchange never changes (but for `crowded_millisecond`, which says so), so a test can compare
-what a loader delivered with it.
+`BEHAVIOURS` lists every name with what it needs and how often it shows unless told (`times`; 0 is always). `endpoint`
+is a REST endpoint (aggTrades, klines, ...) or a kind of stream (aggTrade, trade, kline, depth, depth_top, bookTicker;
+`ws` is every stream). The truth behind the exchange never changes (but for `crowded_millisecond`, which says so), so
+a test can compare what a loader delivered with it. docs/simulated-exchange.md says which ones make which behaviour of
+real exchanges.
 """
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
+import yaml
 
 from adapters.exchanges.sources import Rows
 from app.errors import SetupRefused
@@ -44,6 +52,11 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     status: int | None = None
     weight: int | None = None
     text: str | None = None
+    value: Any = None
+    speed: float | None = None
+    conn: str = ""  # of a connection: c1 is the first one; empty: every one
+    chance: float | None = None  # of showing itself where it is due
+    seed: int = 0  # of its chance
 
 
 # name: (what it shows, fields it needs, how often unless told)
@@ -53,7 +66,7 @@ BEHAVIOURS: dict[str, tuple[str, tuple[str, ...], int]] = {
     "repeated_row": ("the row before the asked one comes first", (), ONCE),
     "split_millisecond": ("a page ends between two rows of the same millisecond", (), ONCE),
     "crowded_millisecond": ("`rows` trades from `at` on in one ms: a changed tape", ("symbol", "at", "rows"), ALWAYS),
-    "clock": ("the exchange's clock is set to `at`, so the newest candle is in the making there", ("at",), ALWAYS),
+    "clock": ("the exchange's clock is set to `at` and goes on at `speed`, as before unless given", ("at",), ALWAYS),
     "clock_skew": ("the exchange's clock is `offset_ms` ahead of ours", ("offset_ms",), ALWAYS),
     "early_close": ("the candle that opens at `at` closes after `offset_ms`", ("at", "offset_ms"), ALWAYS),
     "unaligned": ("candles in [start_ms, end_ms) open `offset_ms` late", ("start_ms", "end_ms", "offset_ms"), ALWAYS),
@@ -73,6 +86,46 @@ BEHAVIOURS: dict[str, tuple[str, tuple[str, ...], int]] = {
     "slow": ("the answer takes `seconds`", ("seconds",), ONCE),
     "reset": ("the connection is reset", (), ONCE),
     "down": ("nothing but `status` (503; 0: the connection is closed) for `seconds`", ("seconds",), ALWAYS),
+    "snapshot_shift": ("the order book of `offset_ms` later; negative: of before", ("offset_ms",), ONCE),
+    "forgets": ("ids below `at` are gone: asked for one, it answers with the newest", ("at",), ALWAYS),
+    "delisted": ("`symbol` is unknown, and its streams are silent", ("symbol",), ALWAYS),
+    "renamed": ("`symbol` is called `text` now; the old name is unknown", ("symbol", "text"), ALWAYS),
+    "archive": ("files of the archive are `text`: truncated, late, wrong_checksum, header, ...", ("text",), ALWAYS),
+    # connections; with `at` at that time, without it now
+    "refuse": ("no WebSocket connection is taken, `status` (503; 0: reset), for `seconds` or `times`", (), ALWAYS),
+    "cut": ("a connection ends, code `status` (0: reset); for `seconds` nobody comes back", (), ONCE),
+    "shutdown": ("serverShutdown, and the end of the connection `seconds` later", (), ONCE),
+    "silence": ("connections that are open stay so, but carry nothing for `seconds`; times 0: new ones too", (), ONCE),
+    "no_ping": ("the exchange's ping is not sent", (), ONCE),
+    "socket_limit": ("the limit `text` (ping_s, pong_s, life_s, ...) is `value`", ("text", "value"), ALWAYS),
+    "deflate": ("new connections compress their frames (permessage-deflate)", (), ALWAYS),
+    "flat_errors": ("errors of control messages without the `error` around", (), ALWAYS),
+    "late_answer": ("the answer to a control message comes `seconds` later, behind others", (), ONCE),
+    # frames of streams
+    "drop": ("a frame is lost", (), ONCE),
+    "duplicate": ("a frame comes twice", (), ONCE),
+    "reorder": ("a frame comes behind the next of its stream", (), ONCE),
+    "delay": ("a frame comes `seconds` later, others overtake it", ("seconds",), ONCE),
+    "field": ("the field `text` (p, k.c, ...) is `value`: null, a new enum value, a negative size", ("text",), ONCE),
+    "unknown_event": ("an event nobody has heard of (`text`) comes first", (), ONCE),
+    "fragments": ("a frame comes in `rows` (3) pieces", (), ONCE),
+    "big_frame": ("a frame has a new field of `rows` (5,000,000) characters", (), ONCE),
+    "crossed": ("a depth event puts a bid on the best ask; the next one takes it away", (), ONCE),
+    "empty_side": ("a depth event comes as two, each with one side empty", (), ONCE),
+    "whole_book": ("a depth event names every level there is", (), ONCE),
+    "quiet": ("no depth event for `seconds`, then one with all that changed: not a gap", ("seconds",), ONCE),
+    "late_close": ("a candle's closing frame comes `offset_ms` later", ("offset_ms",), ONCE),
+    "no_close": ("a candle's closing frame never comes", (), ONCE),
+    "empty_candles": ("a candle without trades sends its closing frame, f = L = -1", (), ALWAYS),
+}  # fmt: skip
+
+CHOICES = {  # what `text` may be
+    "socket_limit": (
+        "ping_s", "pong_s", "life_s", "messages_per_s", "connects", "connects_s", "streams", "real_pong_s",
+    ),
+    "archive": (
+        "truncated", "replaced", "repeated_id", "zero_quantity", "late", "wrong_checksum", "header", "milliseconds",
+    ),
 }  # fmt: skip
 
 
@@ -83,15 +136,32 @@ def checked(behaviour: Behaviour) -> Behaviour:
     _, needs, _ = BEHAVIOURS[behaviour.name]
     if missing := [name for name in needs if getattr(behaviour, name) in (None, "")]:
         raise SetupRefused(f"behaviour {behaviour.name!r} needs {', '.join(missing)}")
+    choices = CHOICES.get(behaviour.name)
+    if choices and behaviour.text not in choices:
+        raise SetupRefused(f"{behaviour.name} {behaviour.text!r} is unknown; there are {', '.join(choices)}")
     return behaviour
 
 
+class _Plan(msgspec.Struct, forbid_unknown_fields=True):
+    faults: list[Behaviour]
+    seed: int = 0
+
+
 def read_plan(text: bytes, where: str) -> list[Behaviour]:
-    """A JSON list of behaviours. Raises SetupRefused with the place of the first mistake."""
+    """A fault plan, YAML or JSON: a list of behaviours, or `seed` and `faults`.
+
+    Raises SetupRefused with the place of the first mistake.
+    """
     try:
-        return [checked(behaviour) for behaviour in msgspec.json.decode(text, type=list[Behaviour])]
-    except msgspec.DecodeError as error:
+        content = yaml.safe_load(text)
+        plan = _Plan(content) if isinstance(content, list) else msgspec.convert(content, _Plan)
+        faults = msgspec.convert(plan.faults, list[Behaviour])
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise SetupRefused(f"{where} is not a list of behaviours: {error}") from error
+    return [
+        checked(msgspec.structs.replace(fault, seed=fault.seed or plan.seed * 1000 + i))
+        for i, fault in enumerate(faults)
+    ]
 
 
 def read_plan_file(path: Path) -> list[Behaviour]:
@@ -106,10 +176,27 @@ class Active:
 
     def __init__(self, behaviour: Behaviour, now_ms: int) -> None:
         self.behaviour = behaviour
+        self.until_ms = 0  # what it began lasts till then
+        self.switched_on = time.monotonic()
+        self._random = random.Random(behaviour.seed)
         self.since_ms = now_ms
         self.seen = 0
         self.shown = 0
         self._times = BEHAVIOURS[behaviour.name][2] if behaviour.times is None else behaviour.times
+
+    @property
+    def from_ms(self) -> int:
+        """When it begins, on the exchange's clock."""
+        return self.since_ms if self.behaviour.at is None else self.behaviour.at
+
+    @property
+    def always(self) -> bool:
+        return self._times == ALWAYS
+
+    def lasts(self, ms: int) -> bool:
+        """Whether `ms` is behind its begin and before the end of its `seconds`; without them it has no end."""
+        seconds = self.behaviour.seconds
+        return self.from_ms <= ms and (not seconds or ms < self.from_ms + seconds * 1000)
 
     def due(self, name: str, endpoint: str, symbol: str) -> bool:
         """Whether this request is one it shows itself on; counts the request."""
@@ -117,7 +204,9 @@ class Active:
         if name != asked.name or asked.endpoint not in ("", endpoint) or asked.symbol not in ("", symbol):
             return False
         self.seen += 1
-        return self.seen > asked.skip and (self._times == ALWAYS or self.shown < self._times)
+        if self.seen <= asked.skip or (self._times != ALWAYS and self.shown >= self._times):
+            return False
+        return asked.chance is None or self._random.random() < asked.chance
 
 
 def lacked(actives: Sequence[Active], endpoint: str, symbol: str) -> list[Span]:

@@ -27,8 +27,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import msgspec
 
-from adapters.exchanges.base import Exchange, Page, Parsed
+from adapters.exchanges import binance_frames
+from adapters.exchanges.base import Exchange, Page, Parsed, ParsedFrames
 from adapters.exchanges.binance_requests import Patience, Requests
 from adapters.exchanges.binance_rows import (
     CANDLE_FIELDS,
@@ -39,15 +41,18 @@ from adapters.exchanges.binance_rows import (
     parse_candles,
     parse_trades,
     reached,
+    read_fills,
     read_klines,
     read_trades,
 )
 from app.errors import ExchangeError, ExchangeRefused
-from models.market import INTERVAL_MS, PageInfo, Span, interval_of
+from models.market import INTERVAL_MS, TRADE_CHANNELS, Frame, PageInfo, Span, interval_of
+from models.ordering import Mark
 from models.spans import clip, subtract, union
 
 MINUTE_MS = 60_000
 PAGE_ROWS = 1000  # the most a page of klines or aggTrades holds
+SNAPSHOT_LEVELS = 1000  # a side: weight 50; all 5,000 cost 250, and the best 20 never come from there
 _RECENT_MS = 60_000  # rows this young may still be on their way into the exchange's database
 _SETTLING_S = 5.0  # between questions about them
 _LOOKS = 2  # how often an empty or torn answer is asked for
@@ -61,6 +66,23 @@ def _klines(body: bytes) -> _Answer:
 
 def _trades(body: bytes) -> _Answer:
     return body, read_trades(body)
+
+
+def _fills(body: bytes) -> _Answer:
+    return body, read_fills(body)
+
+
+def _snapshot(body: bytes) -> tuple[int, bytes]:
+    return _book.decode(body).last_update_id, body
+
+
+class _Book(msgspec.Struct):
+    last_update_id: int = msgspec.field(name="lastUpdateId")
+    bids: list[msgspec.Raw]
+    asks: list[msgspec.Raw]
+
+
+_book = msgspec.json.Decoder(_Book)
 
 
 class BinanceSpot(Exchange):
@@ -111,8 +133,56 @@ class BinanceSpot(Exchange):
             async for page in pages:
                 yield page
 
+    async def page_from(self, channel: str, symbol: str, from_id: int, covered_to_ms: int) -> Page:
+        await self._requests.prepare(symbol)
+        if channel in TRADE_CHANNELS:
+            return await self._trade_page_from(channel, symbol, from_id, covered_to_ms)
+        return await self._candle_page_from(symbol, interval_of(channel), from_id)
+
+    async def _trade_page_from(self, channel: str, symbol: str, from_id: int, covered_to_ms: int) -> Page:
+        endpoint, reader = ("aggTrades", _trades) if channel == "trades" else ("historicalTrades", _fills)
+        query = {"symbol": symbol, "fromId": from_id, "limit": PAGE_ROWS}
+        body, read = await self._requests.get(endpoint, query, reader)
+        read = read.since(from_id)
+        ids, ts = read.columns["id"], read.columns["ts_ms"]
+        last_ms = max(covered_to_ms, int(ts[-1])) if len(read) else covered_to_ms
+        return Page(
+            body=body, ts_receipt_ms=_now_ms(), rows=len(read), covers=(covered_to_ms, last_ms), cursor={},
+            first_id=int(ids[0]) if len(read) else None, last_id=int(ids[-1]) if len(read) else None,
+            more=read.rows >= PAGE_ROWS,
+        )  # fmt: skip
+
+    async def _candle_page_from(self, symbol: str, interval: str, from_id: int) -> Page:
+        step = INTERVAL_MS[interval]
+        start_ms, now_ms = from_id * step, await self._requests.server_time_ms()
+        query = {"symbol": symbol, "interval": interval, "startTime": start_ms, "limit": PAGE_ROWS}
+        end_ms = max(now_ms - now_ms % step, start_ms)  # what opens here or later still runs
+        body, read = await self._requests.get("klines", {**query, "endTime": max(end_ms - 1, start_ms)}, _klines)
+        opens = read.columns["ts"]
+        opens = opens[(opens >= start_ms) & (opens < end_ms)]
+        ids = opens // step
+        return Page(
+            body=body, ts_receipt_ms=_now_ms(), rows=len(opens), cursor={},
+            covers=(start_ms, int(opens[-1]) + step if len(opens) else start_ms),
+            first_id=int(ids[0]) if len(ids) else None, last_id=int(ids[-1]) if len(ids) else None,
+            more=read.rows >= PAGE_ROWS,
+        )  # fmt: skip
+
+    async def book_snapshot(self, symbol: str) -> tuple[int, bytes]:
+        await self._requests.prepare(symbol)
+        return await self._requests.get("depth", {"symbol": symbol, "limit": SNAPSHOT_LEVELS}, _snapshot)
+
+    def stream_name(self, channel: str, symbol: str) -> str:
+        return binance_frames.stream_name(channel, symbol)
+
+    def mark(self, channel: str, frame: bytes) -> Mark | None:
+        return binance_frames.mark(channel, frame)
+
+    def parse_frames(self, channel: str, frames: Sequence[Frame]) -> ParsedFrames:
+        return binance_frames.parse_frames(channel, frames)
+
     def parse(self, info: PageInfo, body: bytes) -> Parsed:
-        if info.channel == "trades":
+        if info.channel in TRADE_CHANNELS:
             return parse_trades(info, body)
         return parse_candles(info, body, INTERVAL_MS[interval_of(info.channel)])
 

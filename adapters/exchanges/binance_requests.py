@@ -28,7 +28,14 @@ from app.errors import ExchangeBusy, ExchangeError, ExchangeRefused, SetupRefuse
 T = TypeVar("T")
 
 MINUTE_MS = 60_000
-WEIGHTS = {"time": 1, "exchangeInfo": 20, "klines": 2, "aggTrades": 4}  # a guess to plan with: headers decide
+WEIGHTS = {
+    "time": 1,
+    "exchangeInfo": 20,
+    "klines": 2,
+    "aggTrades": 4,
+    "historicalTrades": 25,
+    "depth": 50,
+}  # a guess to plan with: headers decide
 _BUDGET_SHARE = 0.95  # of the limit; the rest is for others behind the same address
 _TRIES_404 = 5  # a page for people in place of an answer; then it is the address that is wrong
 _RETRIED_CODES = {-1000, -1001, -1003, -1006, -1007, -1008, -1016}  # the exchange's trouble, whatever the status

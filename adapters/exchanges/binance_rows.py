@@ -8,9 +8,10 @@ hole is named, never closed. Shapes: every column (rows,).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from itertools import repeat
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,14 +30,29 @@ _YEAR_2100_MS = 4_102_444_800_000
 _QUOTE_PLACES = 8  # decimals of quote sizes: the exchange's own precision, and exact in float64 up to 9e7
 
 
-class _AggTrade(msgspec.Struct, gc=False):
+class AggTrade(msgspec.Struct, gc=False):  # its fields as TRADE_FIELDS has them
     id: int = msgspec.field(name="a")
+    ts: int = msgspec.field(name="T")
     price: float = msgspec.field(name="p")
     size: float = msgspec.field(name="q")
     first: int = msgspec.field(name="f")
     last: int = msgspec.field(name="l")
-    ts: int = msgspec.field(name="T")
     buyer_is_maker: bool = msgspec.field(name="m")
+
+
+class _Fill(msgspec.Struct, kw_only=True, gc=False):
+    """A row of historicalTrades: one trade, so first and last are itself."""
+
+    id: int
+    ts: int = msgspec.field(name="time")
+    price: float
+    size: float = msgspec.field(name="qty")
+    first: int = 0
+    last: int = 0
+    buyer_is_maker: bool = msgspec.field(name="isBuyerMaker")
+
+    def __post_init__(self) -> None:
+        self.first = self.last = self.id
 
 
 class _Kline(msgspec.Struct, array_like=True, gc=False):
@@ -54,8 +70,10 @@ class _Kline(msgspec.Struct, array_like=True, gc=False):
 
 
 # strict=False reads the exchange's decimal strings as numbers, in one pass and correctly rounded.
-_trades = msgspec.json.Decoder(list[_AggTrade], strict=False)
-_trade = msgspec.json.Decoder(_AggTrade, strict=False)
+_trades = msgspec.json.Decoder(list[AggTrade], strict=False)
+_trade = msgspec.json.Decoder(AggTrade, strict=False)
+_fills = msgspec.json.Decoder(list[_Fill], strict=False)
+_fill = msgspec.json.Decoder(_Fill, strict=False)
 _klines = msgspec.json.Decoder(list[_Kline], strict=False)
 _kline = msgspec.json.Decoder(_Kline, strict=False)
 _raw_rows = msgspec.json.Decoder(list[msgspec.Raw])
@@ -136,6 +154,14 @@ def read_trades(body: bytes) -> Read:
         return _trade_columns(*_row_by_row(body, _trade, lambda row: _trade_columns([row], [])))
 
 
+def read_fills(body: bytes) -> Read:
+    """Single trades (historicalTrades). Raises ExchangeError when the body is no JSON list."""
+    try:
+        return _trade_columns(_fills.decode(body), [])
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        return _trade_columns(*_row_by_row(body, _fill, lambda row: _trade_columns([row], [])))
+
+
 def read_klines(body: bytes) -> Read:
     """Raises ExchangeError when the body is no JSON list."""
     try:
@@ -164,29 +190,27 @@ def _row_by_row(
     return rows, rejected
 
 
-def _trade_columns(rows: list[_AggTrade], rejected: list[tuple[int, Rejected]]) -> Read:
+def _trade_columns(rows: Sequence[Any], rejected: list[tuple[int, Rejected]]) -> Read:
     """Raises ValueError when a number makes no sense."""
-    columns: dict[str, Array] = {
-        "id": np.array([row.id for row in rows], np.int64),
-        "ts_ms": _all_milliseconds([row.ts for row in rows]),
-        "price": np.array([row.price for row in rows], np.float64),
-        "size": np.array([row.size for row in rows], np.float64),
-        "first": np.array([row.first for row in rows], np.int64),
-        "last": np.array([row.last for row in rows], np.int64),
-        "buyer_is_maker": np.array([row.buyer_is_maker for row in rows], np.bool_),
+    values: Iterable[Sequence[Any]] = zip(*map(msgspec.structs.astuple, rows), strict=True) if rows else repeat(())
+    columns = {
+        name: np.array(column, dtype) for (name, dtype), column in zip(TRADE_FIELDS.items(), values, strict=False)
     }
+    columns["ts_ms"] = _all_milliseconds(columns["ts_ms"])
     _must_be_positive(columns, ("price",))
     _must_be_finite(columns, ("size",))
+    if (columns["id"] < 0).any():
+        raise ValueError("a trade's id is negative")
     if (columns["last"] < columns["first"]).any():
         raise ValueError("a trade ends before it begins (l < f)")
     return _in_order(columns, rejected)
 
 
-def _candle_columns(rows: list[_Kline], rejected: list[tuple[int, Rejected]]) -> Read:
+def _candle_columns(rows: Sequence[Any], rejected: list[tuple[int, Rejected]]) -> Read:
     """Raises ValueError when a number makes no sense."""
     floats = ("open", "high", "low", "close", "volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume")
     columns = {
-        "ts": _all_milliseconds([row.ts for row in rows]),
+        "ts": _all_milliseconds(np.array([row.ts for row in rows], np.int64)),
         "trades": np.array([row.trades for row in rows], np.int64),
         **{name: np.array([getattr(row, name) for row in rows], np.float64) for name in floats},
     }
@@ -223,7 +247,7 @@ def _in_order(columns: dict[str, Array], rejected: list[tuple[int, Rejected]]) -
 
 def parse_trades(info: PageInfo, body: bytes) -> Parsed:
     """Quote sizes are price times size, rounded to eight places. Raises ExchangeError when the body is no JSON list."""
-    read = read_trades(body)
+    read = read_fills(body) if info.channel == "fills" else read_trades(body)
     if info.first_id is not None:
         read = read.since(info.first_id)
     asked_start, asked_end = info.asked or info.covers
@@ -242,19 +266,33 @@ def parse_trades(info: PageInfo, body: bytes) -> Parsed:
     if not inside.all():
         columns = {name: column[inside] for name, column in columns.items()}
     return Parsed(
-        columns={
-            "id": columns["id"],
-            "ts_ms": columns["ts_ms"],
-            "price": columns["price"],
-            "size": columns["size"],
-            "quote_size": np.round(columns["price"] * columns["size"], _QUOTE_PLACES),
-            "buyer_is_maker": columns["buyer_is_maker"],
-            "trades": columns["last"] - columns["first"] + 1,
-        },
+        columns=_as_trades(columns),
         rejected=[row for _, row in rejected],
         missing=tuple(clip(missing, start, end)),
         unrecoverable=tuple(clip(union(jumps, info.unrecoverable), start, end)),
     )
+
+
+def trade_columns(rows: Sequence[Any]) -> dict[str, Array]:
+    """Events or rows with the fields of a trade as TRADE_COLUMNS. Raises ValueError when a number makes no sense."""
+    return _as_trades(_trade_columns(rows, []).columns)
+
+
+def candle_columns(rows: Sequence[Any]) -> dict[str, Array]:
+    """Events or rows with the fields of a candle, without `closed`. Raises ValueError when a number makes no sense."""
+    return _candle_columns(rows, []).columns
+
+
+def _as_trades(columns: Mapping[str, Array]) -> dict[str, Array]:
+    return {
+        "id": columns["id"],
+        "ts_ms": columns["ts_ms"],
+        "price": columns["price"],
+        "size": columns["size"],
+        "quote_size": np.round(columns["price"] * columns["size"], _QUOTE_PLACES),
+        "buyer_is_maker": columns["buyer_is_maker"],
+        "trades": columns["last"] - columns["first"] + 1,
+    }
 
 
 def parse_candles(info: PageInfo, body: bytes, step_ms: int) -> Parsed:
@@ -307,10 +345,9 @@ def first_at_or_after(read: Read, ts_ms: int) -> int | None:
     return int(later[0]) if len(later) else None
 
 
-def _all_milliseconds(times: list[int]) -> Ints:
+def _all_milliseconds(times: Ints) -> Ints:
     """Raises ValueError for a time that is neither in ms nor in us: it would end a range that has not ended."""
-    ts = np.array(times, np.int64)
-    ts = np.where(ts >= _MICROSECONDS, ts // 1000, ts)
+    ts = np.where(times >= _MICROSECONDS, times // 1000, times)
     if ((ts < 0) | (ts >= _YEAR_2100_MS)).any():
         raise ValueError("a time is neither in milliseconds nor in microseconds")
     return ts

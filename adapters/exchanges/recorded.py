@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from adapters.exchanges.sim_feed import Frame
 from adapters.exchanges.sources import NO_ROWS, CatalogEntry, Rows
 from adapters.exchanges.tape import Ints
 from app.errors import SetupRefused
@@ -79,7 +80,7 @@ class RecordedSource:
             )
 
     def symbols(self) -> Sequence[dict[str, Any]]:
-        return [_symbol(name) for name in sorted({symbol for symbol, _ in self._files})]
+        return [recorded_symbol(name) for name in sorted({symbol for symbol, _ in self._files})]
 
     def catalog(self, now_ms: int) -> list[CatalogEntry]:
         """Reads every stream that was not read yet, one after the other, without keeping it."""
@@ -129,8 +130,17 @@ class RecordedSource:
         end = _behind(stream, min(end_ms, now_ms))
         return _candle_rows(stream, max(end - limit, 0), end)
 
-    def depth(self, symbol: str, limit: int, now_ms: int) -> dict[str, Any] | None:
+    def singles_from(self, symbol: str, from_id: int, limit: int, now_ms: int) -> Rows:
+        return NO_ROWS  # the files hold aggregates
+
+    def singles_until(self, symbol: str, end_ms: int, limit: int) -> Rows:
+        return NO_ROWS
+
+    def depth(self, symbol: str, limit: int, now_ms: int) -> str | None:
         return None
+
+    def frames(self, stream: str, after_ms: int, until_ms: int) -> Sequence[Frame]:
+        return ()
 
     def crowd(self, symbol: str, ts_ms: int, rows: int) -> None:
         raise SetupRefused("recorded trades are not rewritten: crowded_millisecond needs the generated source")
@@ -263,7 +273,7 @@ def _integers(column: pa.Array, symbol: str, channel: str) -> Ints:
         raise SetupRefused(f"{symbol} {channel}: a time or id is no whole number ({error})") from error
 
 
-def _symbol(name: str) -> dict[str, Any]:
+def recorded_symbol(name: str) -> dict[str, Any]:
     """What is known of a recorded symbol; the files say nothing about its filters."""
     quote = next((quote for quote in _QUOTES if name.endswith(quote) and name != quote), "")
     return {

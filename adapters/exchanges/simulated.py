@@ -1,11 +1,13 @@
-"""An exchange that speaks Binance's spot REST formats, from a seeded tape or from recorded files.
+"""An exchange that speaks Binance's spot formats, from a seeded tape, recorded files or recorded frames.
 
-    GET /api/v3/{ping,time,exchangeInfo,klines,aggTrades,depth}     as the real one, weights and errors included
-    GET /sim/catalog   GET /sim/requests   GET|POST|DELETE /sim/behaviours     for tests and demos, loopback only
+    GET /api/v3/{ping,time,exchangeInfo,klines,aggTrades,trades,historicalTrades,depth,ticker/bookTicker}
+    /ws/<streams>  /ws  /stream?streams=<streams>        live frames (adapters/exchanges/sim_sockets.py)
+    GET /data/spot/...                                   daily and monthly files (adapters/exchanges/sim_archive.py)
+    GET /sim/{catalog,requests,sockets,log}   GET|POST|DELETE /sim/behaviours     for tests and demos, loopback only
 
 What it serves is the truth of its source; misbehaviour comes only from the behaviours it is told to show
 (`adapters/exchanges/behaviours.py`), so a test can compare what a loader delivered with the source.
-Its clock is the computer's, unless a behaviour sets it; nothing behind that clock is shown.
+Its clock is the computer's, unless it is set; nothing behind that clock is shown.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ import asyncio
 import re
 import signal
 import sys
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,28 @@ from adapters.exchanges.behaviours import (
     without,
 )
 from adapters.exchanges.recorded import RecordedSource
+from adapters.exchanges.sim_archive import Archive
+from adapters.exchanges.sim_clock import Clock
+from adapters.exchanges.sim_replay import ReplaySource
+from adapters.exchanges.sim_sockets import Sockets
+from adapters.exchanges.sim_stage import Stage
 from adapters.exchanges.sources import NO_ROWS, Rows, Source, TapeSource
-from adapters.exchanges.tape import Tape
+from adapters.exchanges.tape import LISTINGS, Tape, listings
 from app.errors import SetupRefused
 from models.market import INTERVAL_MS
 
 # Weights change on the real exchange: this table is the only place that knows them.
-WEIGHTS = {"ping": 1, "time": 1, "exchangeInfo": 20, "klines": 2, "aggTrades": 4}
+WEIGHTS = {
+    "ping": 1, "time": 1, "exchangeInfo": 20, "klines": 2, "aggTrades": 4, "trades": 25, "historicalTrades": 25,
+}  # fmt: skip
+_BEST_PRICES_WEIGHT = (2, 4)  # one symbol, more
 _DEPTH_WEIGHTS = ((100, 5), (500, 25), (1000, 50), (5000, 250))  # (levels up to, weight)
 _DEFAULT_WEIGHT_LIMIT = 6000
 _TOLERATED_AFTER_429 = 10  # requests in the same window, then the address is banned
 _BAN_S = 120
 _MOST_ROWS, _DEFAULT_ROWS, _MOST_LEVELS = 1000, 500, 5000
 _FIRST_TIME_MS = 1_483_228_800_000  # 2017-01-01: earlier start times are moved here
+REPLAY_HOLD_S = 2.0  # between the first subscription and the first frame of a replay
 _MICROSECONDS = 100_000_000_000_000  # values from here on are microseconds
 _SYMBOL = re.compile(r"[A-Z0-9._-]{1,20}")
 _NUMBER = re.compile(r"[0-9]{1,20}")
@@ -61,7 +71,10 @@ _PARAMETERS = {
     "exchangeInfo": ("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus"),
     "klines": ("symbol", "interval", "startTime", "endTime", "timeZone", "limit"),
     "aggTrades": ("symbol", "fromId", "startTime", "endTime", "limit"),
+    "trades": ("symbol", "limit"),
+    "historicalTrades": ("symbol", "fromId", "limit"),
     "depth": ("symbol", "limit", "symbolStatus"),
+    "ticker/bookTicker": ("symbol", "symbols", "symbolStatus"),
 }
 _LETTER = {"SECOND": "S", "MINUTE": "M", "HOUR": "H", "DAY": "D"}
 
@@ -77,15 +90,16 @@ class _Refusal(Exception):
 class SimulatedExchange:
     """The exchange behind the routes. One instance is one address' view: limits are not kept per client."""
 
-    def __init__(self, source: Source, behaviours: Sequence[Behaviour] = ()) -> None:
+    def __init__(self, source: Source, behaviours: Sequence[Behaviour] = (), clock: Clock | None = None) -> None:
         self.source = source
+        self.clock = clock or Clock()
+        self.stage = Stage(self.clock)
+        self.sockets = Sockets(self.stage, source)
         self.requests: Counter[str] = Counter()  # "endpoint status" -> answers
         self.weight_used = 0
-        self._clock: tuple[int, float] | None = None  # (ms, monotonic s it was set at)
         self._window = -1
         self._after_429 = 0
         self._banned_until_ms = 0
-        self._active: list[Active] = []
         self._symbols = {symbol["symbol"]: symbol for symbol in source.symbols()}
         self.show(behaviours)
 
@@ -94,30 +108,31 @@ class SimulatedExchange:
         for behaviour in map(checked, behaviours):
             if behaviour.name == "crowded_millisecond":
                 self.source.crowd(behaviour.symbol, behaviour.at or 0, behaviour.rows or 0)
-            if behaviour.name == "clock":
-                self._clock = (behaviour.at or 0, time.monotonic())
-            self._active.append(Active(behaviour, self.now_ms()))
+            self.stage.show(behaviour)
 
     def show_none(self) -> None:
-        self._active.clear()
-        self._clock = None
+        """The clock goes on from where it is."""
+        self.stage.show_none()
         self._banned_until_ms = 0
 
     def shown(self) -> list[dict[str, Any]]:
-        return [{"name": on.behaviour.name, "seen": on.seen, "shown": on.shown} for on in self._active]
+        return self.stage.shown()
 
     def now_ms(self) -> int:
-        skew = sum(on.behaviour.offset_ms or 0 for on in self._active if on.behaviour.name == "clock_skew")
-        if self._clock is None:
-            return int(time.time() * 1000) + skew
-        set_to, at = self._clock
-        return set_to + int((time.monotonic() - at) * 1000) + skew
+        return self.clock.now_ms()
 
     def application(self) -> web.Application:
         app = web.Application()
-        app.router.add_get("/api/v3/{endpoint}", self._answer)
+        for base in ("/api/v3", "/fapi/v1"):
+            app.router.add_get(base + "/{endpoint:ticker/bookTicker|[^/]+}", self._answer)
+        for route in ("", "/public", "/market"):
+            for path in ("/ws", "/ws/{streams:.+}", "/stream"):
+                app.router.add_get(route + path, self.sockets.handle)
+        app.router.add_get("/data/spot/{path:.+}", Archive(self.stage, self.source).handle)
         app.router.add_get("/sim/catalog", self._catalog)
         app.router.add_get("/sim/requests", self._requests)
+        app.router.add_get("/sim/sockets", self._sockets_open)
+        app.router.add_get("/sim/log", self._log)
         for method in ("GET", "POST", "DELETE"):
             app.router.add_route(method, "/sim/behaviours", self._behaviours)
         return app
@@ -133,11 +148,13 @@ class SimulatedExchange:
             answer = await self._disturbance(endpoint, symbol, request)
             if answer is None:
                 body = self._body(endpoint, dict(request.query))
-                if self._is_due("cut_json", endpoint, symbol):
+                if self.stage.is_due("cut_json", endpoint, symbol):
                     body = body[: len(body) // 2]
                 answer = web.Response(body=body, content_type="application/json", charset="utf-8")
         except _Refusal as refusal:
             answer = _refused(refusal)
+        if answer.status == 418:  # a ban ends the sockets of the address too
+            await self.sockets.close_all()
         self.requests[f"{endpoint} {answer.status}"] += 1
         answer.headers[f"X-MBX-USED-WEIGHT-{self._window_name()}"] = str(self.weight_used)
         return answer
@@ -152,23 +169,53 @@ class SimulatedExchange:
             case "exchangeInfo":
                 return orjson.dumps(self._exchange_info(query))
             case "depth":
-                limit = min(_whole(query, "limit") or 100, _MOST_LEVELS)
-                levels = self.source.depth(self._symbol(query), limit, self.now_ms())
-                if levels is None:
-                    raise _Refusal(404, -1121, "Recorded files hold no order book.")
-                return orjson.dumps(levels)
+                return self._depth(self._symbol(query), min(_whole(query, "limit") or 100, _MOST_LEVELS)).encode()
+            case "ticker/bookTicker":
+                return orjson.dumps(self._best_prices(query))
             case _:
-                rows = self._trades(query) if endpoint == "aggTrades" else self._candles(query)
+                rows = _PAGES[endpoint](self, query)
                 rows = self._misshape(endpoint, query, rows)
                 return ("[" + ",".join(rows.texts) + "]").encode()
+
+    def _depth(self, symbol: str, limit: int) -> str:
+        shifted = self.stage.due("snapshot_shift", "depth", symbol)
+        if shifted is not None:
+            self.stage.note(shifted, "depth", symbol)
+        offset_ms = (shifted.behaviour.offset_ms or 0) if shifted else 0
+        levels = self.source.depth(symbol, limit, self.now_ms() + offset_ms)
+        if levels is None:
+            raise _Refusal(404, -1121, "Recorded files hold no order book.")
+        return levels
+
+    def _best_prices(self, query: dict[str, str]) -> Any:
+        if "symbol" in query:
+            return self._best_price(self._symbol(query))
+        names = _names(query["symbols"]) if "symbols" in query else list(self._symbols)
+        return [self._best_price(self._symbol({"symbol": name})) for name in names]
+
+    def _best_price(self, symbol: str) -> dict[str, str]:
+        book = orjson.loads(self._depth(symbol, 1))
+        (bid, bid_size), (ask, ask_size) = ((*book[side], ["0.00000000"] * 2)[0] for side in ("bids", "asks"))
+        return {"symbol": symbol, "bidPrice": bid, "bidQty": bid_size, "askPrice": ask, "askQty": ask_size}
+
+    def _singles(self, query: dict[str, str]) -> Rows:
+        """Pages by id; what the exchange lacks is left out, and the page is as much shorter."""
+        symbol, limit, from_id, now_ms = self._symbol(query), _limit(query), _whole(query, "fromId"), self.now_ms()
+        if from_id is None or self._forgot("historicalTrades", symbol, from_id):
+            rows = self.source.singles_until(symbol, now_ms, limit)
+        else:
+            rows = self.source.singles_from(symbol, from_id, limit, now_ms)
+        return without(rows, lacked(self.stage.active, "historicalTrades", symbol))
 
     def _trades(self, query: dict[str, str]) -> Rows:
         symbol, limit, now_ms = self._symbol(query), _limit(query), self.now_ms()
         from_id, (start_ms, end_ms) = _whole(query, "fromId"), _times(query)
-        lacks = lacked(self._active, "aggTrades", symbol)
+        lacks = lacked(self.stage.active, "aggTrades", symbol)
         if from_id is not None and (start_ms, end_ms) != (None, None):
             raise _Refusal(400, -1128, "Combination of optional parameters invalid.")
         end_ms = now_ms if end_ms is None else min(end_ms, now_ms)
+        if from_id is not None and self._forgot("aggTrades", symbol, from_id):
+            return self.source.trades_until(symbol, end_ms, limit)
         if from_id is not None:
             rows = self.source.trades_from(symbol, from_id, limit, now_ms)
         elif start_ms is not None:
@@ -189,6 +236,14 @@ class SimulatedExchange:
             kept, rows = kept + more, kept + rows
         return kept
 
+    def _forgot(self, endpoint: str, symbol: str, from_id: int) -> bool:
+        """Whether the exchange has no such old trades any more; real ones then answer with the newest."""
+        on = self.stage.due("forgets", endpoint, symbol)
+        if on is None or from_id >= (on.behaviour.at or 0):
+            return False
+        self.stage.note(on, endpoint, symbol, id=from_id)
+        return True
+
     def _candles(self, query: dict[str, str]) -> Rows:
         symbol, limit, now_ms = self._symbol(query), _limit(query), self.now_ms()
         interval, (start_ms, end_ms) = query.get("interval"), _times(query)
@@ -201,32 +256,35 @@ class SimulatedExchange:
             rows = self.source.candles_until(symbol, interval, end_ms, limit, now_ms)
         else:
             rows = self.source.candles_between(symbol, interval, start_ms, end_ms, limit, now_ms)
-        late = self._due("unaligned", "klines", symbol)
+        late = self.stage.due("unaligned", "klines", symbol)
         if late is not None:
-            late.shown += 1
+            self.stage.note(late, "klines", symbol)
             rows = open_late(rows, late.behaviour, end_ms)
-        return without(rows, lacked(self._active, "klines", symbol))
+        return without(rows, lacked(self.stage.active, "klines", symbol))
 
     def _misshape(self, endpoint: str, query: dict[str, str], rows: Rows) -> Rows:
         symbol = query["symbol"]
-        for on in self._active:
+        for on in self.stage.active:
             if on.behaviour.name in ALTERATIONS and on.due(on.behaviour.name, endpoint, symbol):
                 rows = alter(rows, on.behaviour, endpoint)
-        if len(rows) and self._is_due("repeated_row", endpoint, symbol):
+        if len(rows) and self.stage.is_due("repeated_row", endpoint, symbol):
             rows = self._row_before(endpoint, query, rows) + rows.take(range(min(len(rows), _limit(query) - 1)))
-        if on_split := self._due("split_millisecond", endpoint, symbol):
+        if on_split := self.stage.due("split_millisecond", endpoint, symbol):
             cut = split_millisecond(rows)
-            on_split.shown += cut is not None
-            rows = rows if cut is None else cut
-        if on_short := self._due("short_page", endpoint, symbol):
-            on_short.shown += 1
+            if cut is not None:
+                self.stage.note(on_split, endpoint, symbol)
+                rows = cut
+        if on_short := self.stage.due("short_page", endpoint, symbol):
+            self.stage.note(on_short, endpoint, symbol)
             rows = shorten(rows, on_short.behaviour)
-        return NO_ROWS if self._is_due("empty_page", endpoint, symbol) else rows
+        return NO_ROWS if self.stage.is_due("empty_page", endpoint, symbol) else rows
 
     def _row_before(self, endpoint: str, query: dict[str, str], rows: Rows) -> Rows:
-        symbol, key, now_ms = query["symbol"], rows.keys[0], self.now_ms()
+        symbol, key, now_ms = self._symbol(query), rows.keys[0], self.now_ms()
         if endpoint == "aggTrades":
             return self.source.trades_from(symbol, max(key - 1, 0), 1, now_ms)
+        if endpoint != "klines":
+            return self.source.singles_from(symbol, max(key - 1, 0), 1, now_ms)
         return self.source.candles_until(symbol, query["interval"], key - 1, 1, now_ms)
 
     def _symbol(self, query: dict[str, str]) -> str:
@@ -236,17 +294,19 @@ class SimulatedExchange:
         if not _SYMBOL.fullmatch(symbol):
             legal = "Illegal characters found in parameter 'symbol'; legal range is '^[A-Z0-9-_.]{1,20}$'."
             raise _Refusal(400, -1100, legal)
-        if symbol not in self._symbols:
+        known = self.stage.source_name(symbol)
+        if known not in self._symbols or self.stage.unknown(symbol):
             raise _Refusal(400, -1121, "Invalid symbol.")
-        return symbol
+        return known
 
     def _exchange_info(self, query: dict[str, str]) -> dict[str, Any]:
-        names = list(self._symbols)
         if "symbol" in query:
             names = [self._symbol(query)]
         elif "symbols" in query:
             names = [self._symbol({"symbol": name}) for name in _names(query["symbols"])]
-        told = {on.behaviour.symbol: on.behaviour.text for on in self._active if on.behaviour.name == "symbol_status"}
+        else:
+            called = {on.behaviour.symbol for on in self.stage.named("renamed")}
+            names = [name for name in self._symbols if name in called or not self.stage.unknown(name)]
         limit, (interval, number) = self._weight_limit(), self._weight_interval()
         return {
             "timezone": "UTC",
@@ -256,13 +316,19 @@ class SimulatedExchange:
                 {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 300_000},
             ],
             "exchangeFilters": [],
-            "symbols": [{**self._symbols[name], "status": told.get(name, "TRADING")} for name in names],
+            "symbols": [self._listed(name) for name in names],
         }
+
+    def _listed(self, name: str) -> dict[str, Any]:
+        """A symbol of the source as exchangeInfo shows it."""
+        called = next((on.behaviour.text for on in self.stage.named("renamed") if on.behaviour.symbol == name), name)
+        told = (on.behaviour.text for on in self.stage.named("symbol_status") if on.behaviour.symbol == called)
+        return {**self._symbols[name], "symbol": called, "status": next(told, "TRADING")}
 
     # -- limits --------------------------------------------------------------------------------------------
 
     def _limits(self) -> Behaviour | None:
-        return next((on.behaviour for on in self._active if on.behaviour.name == "limits"), None)
+        return next((on.behaviour for on in self.stage.active if on.behaviour.name == "limits"), None)
 
     def _weight_limit(self) -> int:
         told = self._limits()
@@ -287,11 +353,12 @@ class SimulatedExchange:
             self._window, self.weight_used, self._after_429 = now_ms // window_ms, 0, 0
         if self._banned_until_ms > now_ms:
             raise _banned(self._banned_until_ms, now_ms)
-        jump = self._due("weight_jump", endpoint, request.query.get("symbol", ""))
+        symbol = request.query.get("symbol", "")
+        jump = self.stage.due("weight_jump", endpoint, symbol)
         if jump is not None:
-            jump.shown += 1
+            self.stage.note(jump, endpoint, symbol)
             self.weight_used += jump.behaviour.weight or 0
-        self.weight_used += _weight(endpoint, request.query.get("limit", ""))
+        self.weight_used += _weight(endpoint, request.query)
         if self.weight_used > self._weight_limit():
             self._after_429 += 1
             if self._after_429 > _TOLERATED_AFTER_429:
@@ -303,24 +370,15 @@ class SimulatedExchange:
 
     # -- misbehaviour --------------------------------------------------------------------------------------
 
-    def _due(self, name: str, endpoint: str, symbol: str) -> Active | None:
-        return next((on for on in self._active if on.due(name, endpoint, symbol)), None)
-
-    def _is_due(self, name: str, endpoint: str, symbol: str) -> bool:
-        on = self._due(name, endpoint, symbol)
-        if on is not None:
-            on.shown += 1
-        return on is not None
-
     async def _disturbance(self, endpoint: str, symbol: str, request: web.Request) -> web.Response | None:
         """The first behaviour that answers in place of the exchange."""
         for name, disturb in _DISTURBANCES.items():
-            on = self._due(name, endpoint, symbol)
+            on = self.stage.due(name, endpoint, symbol)
             if on is None:
                 continue
             answer = await disturb(self, on, request)
             if answer is not None:
-                on.shown += 1
+                self.stage.note(on, endpoint, symbol)
                 return answer
         return None
 
@@ -344,8 +402,8 @@ class SimulatedExchange:
         code = -(on.behaviour.at or 1007)
         return _refused(_Refusal(on.behaviour.status or 400, code, "An unexpected response was received."))
 
-    async def _slow(self, on: Active, _request: web.Request) -> web.Response | None:
-        on.shown += 1
+    async def _slow(self, on: Active, request: web.Request) -> web.Response | None:
+        self.stage.note(on, request.match_info["endpoint"], request.query.get("symbol", ""))
         await asyncio.sleep(on.behaviour.seconds or 0)
         return None
 
@@ -379,6 +437,13 @@ class SimulatedExchange:
     async def _requests(self, _request: web.Request) -> web.Response:
         return _json({"answers": dict(self.requests), "weight_used": self.weight_used, "behaviours": self.shown()})
 
+    async def _sockets_open(self, _request: web.Request) -> web.Response:
+        return _json({"opened": self.sockets.opened, "open": self.sockets.listed()})
+
+    async def _log(self, request: web.Request) -> web.Response:
+        """What was shown, oldest first; `?name=drop` (any number of times) picks."""
+        return _json(self.stage.lines(request.query.getall("name", [])))
+
     async def _behaviours(self, request: web.Request) -> web.Response:
         if request.remote not in ("127.0.0.1", "::1"):
             raise web.HTTPForbidden(text="behaviours are set from this computer only")
@@ -392,6 +457,12 @@ class SimulatedExchange:
         return _json(self.shown())
 
 
+_PAGES: dict[str, Callable[[SimulatedExchange, dict[str, str]], Rows]] = {
+    "aggTrades": SimulatedExchange._trades,
+    "klines": SimulatedExchange._candles,
+    "trades": SimulatedExchange._singles,
+    "historicalTrades": SimulatedExchange._singles,
+}
 _Disturb = Callable[[SimulatedExchange, Active, web.Request], Awaitable[web.Response | None]]
 _DISTURBANCES: dict[str, _Disturb] = {
     "down": SimulatedExchange._down,
@@ -412,15 +483,25 @@ class RunningExchange:
         self.exchange, self.url = exchange, url
         self._runner = runner
 
+    @property
+    def ws_url(self) -> str:
+        """What `BINANCE_WS_URL` wants."""
+        return self.url.replace("http://", "ws://")
+
     async def close(self) -> None:
+        await self.exchange.sockets.close_all()
         await self._runner.cleanup()
 
 
 async def serve(
-    source: Source, host: str = "127.0.0.1", port: int = 0, behaviours: Sequence[Behaviour] = ()
+    source: Source,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    behaviours: Sequence[Behaviour] = (),
+    clock: Clock | None = None,
 ) -> RunningExchange:
     """Listen; port 0 takes a free one. Raises SetupRefused when the port is taken or a behaviour is unknown."""
-    exchange = SimulatedExchange(source, behaviours)
+    exchange = SimulatedExchange(source, behaviours, clock)
     runner = web.AppRunner(exchange.application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
@@ -432,25 +513,44 @@ async def serve(
     return RunningExchange(exchange, runner, f"http://{bound[0]}:{bound[1]}")
 
 
-def open_source(seed: int, data: Path | None) -> Source:
-    """The recorded files of a folder, or the tape of a seed. Raises SetupRefused when the folder serves nothing."""
-    return TapeSource(Tape(seed)) if data is None else RecordedSource(data)
+def open_source(
+    seed: int, data: Path | None, replay: Path | None = None, symbols: int = len(LISTINGS), lively: float = 1.0
+) -> Source:
+    """Recorded frames, or recorded files, or the tape of a seed. Raises SetupRefused when there is nothing to serve."""
+    if replay is not None:
+        return ReplaySource(replay)
+    return TapeSource(Tape(seed, listings(symbols, lively))) if data is None else RecordedSource(data)
 
 
-async def main(host: str, port: int, seed: int, data: Path | None, faults: Path | None) -> None:
+async def main(source: Source, host: str, port: int, faults: Path | None, start_ms: int | None, speed: float) -> None:
     """Print one JSON line with the address when ready, then serve until SIGTERM or SIGINT."""
-    source = open_source(seed, data)
-    running = await serve(source, host, port, read_plan_file(faults) if faults else ())
+    clock = Clock(source.start_ms, 0) if isinstance(source, ReplaySource) else Clock(start_ms, speed)
+    if isinstance(source, TapeSource):
+        source.tape.reach(clock.now_ms())
+    running = await serve(source, host, port, read_plan_file(faults) if faults else (), clock)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    ready = {"url": running.url, "source": source.kind, "market": source.market, "seed": source.seed}
-    sys.stdout.write(orjson.dumps({**ready, "left_out": source.left_out()}).decode() + "\n")
+    ready: dict[str, Any] = {"url": running.url, "source": source.kind, "market": source.market, "seed": source.seed}
+    ready |= {"ws_url": running.ws_url, "now_ms": clock.now_ms(), "speed": speed, "left_out": source.left_out()}
+    sys.stdout.write(orjson.dumps(ready).decode() + "\n")
     sys.stdout.flush()
+    playing = None
+    if isinstance(source, ReplaySource):
+        playing = asyncio.create_task(play_when_subscribed(running.exchange, speed))
     try:
         await stopped.wait()
     finally:
+        if playing is not None:
+            playing.cancel()
         await running.close()
+
+
+async def play_when_subscribed(exchange: SimulatedExchange, speed: float, hold_s: float = REPLAY_HOLD_S) -> None:
+    """Let the clock stand until somebody listens, and a moment more for the others, so that nobody misses the start."""
+    await exchange.sockets.subscribed.wait()
+    await asyncio.sleep(hold_s)
+    exchange.clock.go(speed=speed)
 
 
 def _json(content: Any) -> web.Response:
@@ -470,10 +570,12 @@ def _banned(until_ms: int, now_ms: int) -> _Refusal:
     return _Refusal(418, -1003, text, retry_after_s=-(-(until_ms - now_ms) // 1000))
 
 
-def _weight(endpoint: str, limit: str) -> int:
+def _weight(endpoint: str, query: Mapping[str, str]) -> int:
+    if endpoint == "ticker/bookTicker":
+        return _BEST_PRICES_WEIGHT["symbol" not in query]
     if endpoint != "depth":
         return WEIGHTS[endpoint]
-    levels = int(limit) if _NUMBER.fullmatch(limit) else 100
+    levels = int(query["limit"]) if _NUMBER.fullmatch(query.get("limit", "")) else 100
     return next((weight for most, weight in _DEPTH_WEIGHTS if levels <= most), _DEPTH_WEIGHTS[-1][1])
 
 

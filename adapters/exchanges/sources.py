@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from adapters.exchanges.tape import Candles, Ints, Listing, Tape, Trades, join
+from adapters.exchanges.sim_feed import Frame, TapeFeed, snapshot_text
+from adapters.exchanges.tape import Candles, Listing, Tape, Trades, decimals, join
 from models.market import INTERVAL_MS
 
 
@@ -39,6 +40,7 @@ class Rows:
 
 
 NO_ROWS = Rows([], [], [])
+_SINGLE_ROW = '{"id":%d,"price":"%s","qty":"%s","quoteQty":"%s","time":%d,"isBuyerMaker":%s,"isBestMatch":true}'
 _CANDLE_ROW = '[%d,"%s","%s","%s","%s","%s",%d,"%s",%d,"%s","%s","0"]'
 
 
@@ -84,8 +86,18 @@ class Source(Protocol):
 
     def candles_until(self, symbol: str, interval: str, end_ms: int, limit: int, now_ms: int) -> Rows: ...
 
-    def depth(self, symbol: str, limit: int, now_ms: int) -> dict[str, Any] | None:
-        """None where the source has no order book."""
+    def singles_from(self, symbol: str, from_id: int, limit: int, now_ms: int) -> Rows: ...
+
+    def singles_until(self, symbol: str, end_ms: int, limit: int) -> Rows:
+        """The newest `limit`."""
+        ...
+
+    def depth(self, symbol: str, limit: int, now_ms: int) -> str | None:
+        """The body of an answer; None where the source has no order book."""
+        ...
+
+    def frames(self, stream: str, after_ms: int, until_ms: int) -> Sequence[Frame]:
+        """What the live stream sends in (after_ms, until_ms]; nothing where the source has no such stream."""
         ...
 
     def crowd(self, symbol: str, ts_ms: int, rows: int) -> None:
@@ -100,7 +112,7 @@ class TapeSource:
     market = "spot"
 
     def __init__(self, tape: Tape) -> None:
-        self.tape = tape
+        self.tape, self.feed = tape, TapeFeed(tape)
         self.seed: int | None = tape.seed
         self._listings = {listing.symbol: listing for listing in tape.listings}
         self._trade_row = {name: _trade_template(listing) for name, listing in self._listings.items()}
@@ -167,31 +179,38 @@ class TapeSource:
         last_ms = min(end_ms, now_ms) // step * step
         return self.candles_between(symbol, interval, last_ms - (limit - 1) * step, last_ms, limit, now_ms)
 
-    def depth(self, symbol: str, limit: int, now_ms: int) -> dict[str, Any]:
-        """Levels around the last trade; the sizes stand still within a second."""
-        listing = self._listings[symbol]
-        newest = self.tape.trades_of_day(symbol, max(self.tape.day_of(now_ms), 0))
-        row = max(int(np.searchsorted(newest.ts_ms, now_ms, side="right")) - 1, 0)
-        middle, levels = int(newest.price[row]), np.arange(1, limit + 1)
-        random = np.random.default_rng([self.tape.seed, now_ms // 1000, row])
-        sizes = 1 + (listing.typical_lots * random.exponential(1.0, (2, limit))).astype(np.int64)
-        bids = middle - levels
-        return {
-            "lastUpdateId": int(newest.last[row]),
-            "bids": self._levels(listing, bids[bids > 0], sizes[0]),
-            "asks": self._levels(listing, middle + levels, sizes[1]),
-        }
+    def singles_from(self, symbol: str, from_id: int, limit: int, now_ms: int) -> Rows:
+        last_day = self.tape.day_of(now_ms)
+        day = self.tape.day_of_single(symbol, from_id, last_day) if last_day >= 0 else None
+        found = NO_ROWS
+        while day is not None and day <= last_day and len(found) < limit:
+            trades = self.tape.trades_of_day(symbol, day)
+            first, end = np.searchsorted(trades.last, from_id), np.searchsorted(trades.ts_ms, now_ms, side="right")
+            # as many aggregates as single trades wanted are enough: each has one at least
+            singles = trades.rows(int(first), min(int(first) + limit, int(end))).singles()
+            start = int(np.searchsorted(singles.id, from_id))
+            found += self._single_texts(symbol, singles.rows(start, start + limit - len(found)))
+            day += 1
+        return found
+
+    def singles_until(self, symbol: str, end_ms: int, limit: int) -> Rows:
+        day, newest = self.tape.day_of(end_ms), 0
+        while day >= 0 and not newest:
+            trades = self.tape.trades_of_day(symbol, day)
+            end = int(np.searchsorted(trades.ts_ms, end_ms, side="right"))
+            newest = int(trades.last[end - 1]) if end else 0
+            day -= 1
+        return self.singles_from(symbol, max(newest - limit + 1, 1), limit, end_ms)
+
+    def depth(self, symbol: str, limit: int, now_ms: int) -> str:
+        return snapshot_text(self.feed.book(symbol), self._listings[symbol], now_ms, limit)
+
+    def frames(self, stream: str, after_ms: int, until_ms: int) -> Sequence[Frame]:
+        return self.feed.frames(stream, after_ms, until_ms)
 
     def crowd(self, symbol: str, ts_ms: int, rows: int) -> None:
         self.tape.crowd(symbol, ts_ms, rows)
-
-    def _levels(self, listing: Listing, prices: Ints, sizes: Ints) -> list[list[str]]:
-        return [
-            [price, size]
-            for price, size in zip(
-                decimals(prices, listing.price_decimals), decimals(sizes, listing.size_decimals), strict=False
-            )
-        ]
+        self.feed.forget()
 
     def _texts(self, symbol: str, parts: Sequence[Trades], page: slice) -> Rows:
         if not parts:
@@ -210,6 +229,17 @@ class TapeSource:
         template = self._trade_row[symbol]
         return Rows(ids, times, [template % row for row in columns])
 
+    def _single_texts(self, symbol: str, singles: Trades) -> Rows:
+        listing = self._listings[symbol]
+        prices, sizes = listing.price_decimals, listing.size_decimals
+        ids, times = singles.id.tolist(), singles.ts_ms.tolist()
+        columns = zip(
+            ids, decimals(singles.price, prices), decimals(singles.size, sizes),
+            decimals(singles.price * singles.size, prices + sizes), times,
+            ["true" if maker else "false" for maker in singles.buyer_is_maker.tolist()], strict=True,
+        )  # fmt: skip
+        return Rows(ids, times, [_SINGLE_ROW % row for row in columns])
+
     def _candle_texts(self, symbol: str, candles: Candles, step_ms: int) -> Rows:
         listing = self._listings[symbol]
         prices, sizes = listing.price_decimals, listing.size_decimals
@@ -222,13 +252,6 @@ class TapeSource:
             strict=True,
         )  # fmt: skip
         return Rows(opens, opens, [_CANDLE_ROW % row for row in columns])
-
-
-def decimals(values: Ints, places: int) -> list[str]:
-    """Whole numbers of 10^-places as text with eight places: (1234, 2) is "12.34000000"."""
-    template = f"%d.%0{places}d" + "0" * (8 - places)
-    unit = 10**places
-    return [template % pair for pair in zip((values // unit).tolist(), (values % unit).tolist(), strict=True)]
 
 
 def _trade_template(listing: Listing) -> str:

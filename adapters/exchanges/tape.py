@@ -33,7 +33,7 @@ MINUTE_MS = 60_000
 FIRST_DAY_MS = 1_754_006_400_000  # 2025-08-01T00:00Z
 
 _MINUTES = 1440
-_DAYS_KEPT = 10  # days of trades in memory, all symbols together: under 40 MB
+_DAYS_KEPT = 10  # days of trades in memory, all symbols together: under 40 MB; with many symbols two of each
 _CANDLE_DAYS_KEPT = 400  # days of 1m candles in memory, all symbols together: under 50 MB
 _FOLLOWS = 0.5  # share of trades that follow another one within milliseconds
 _SAME_MS = 0.55  # share of the followers that print in the same millisecond
@@ -58,6 +58,7 @@ class Listing:
     typical_lots: float  # median size in lots
     beta: float  # how much of the common move it takes
     own: float  # size of its own move, in units of the common one
+    levels: int = 1000  # of the order book, a side, far from the best price
 
 
 LISTINGS: tuple[Listing, ...] = (
@@ -67,6 +68,21 @@ LISTINGS: tuple[Listing, ...] = (
     Listing("BNBUSDT", "BNB", "USDT", 2, 3, 760.0, 8_000, 250.0, 0.8, 0.6),
     Listing("XRPUSDT", "XRP", "USDT", 4, 1, 2.95, 12_000, 2_500.0, 1.2, 0.9),
 )
+
+
+def listings(count: int, lively: float = 1.0) -> tuple[Listing, ...]:
+    """The first `count` symbols of the market; those behind LISTINGS are quiet and called S005USDT, S006USDT, ...
+
+    `lively`: times as many trades as usual, which makes it another market.
+    """
+    quiet = (
+        Listing(f"S{number:03}USDT", f"S{number:03}", "USDT", 4, 1, 1.0 + number % 90, 3_000, 400.0, 1.1, 0.9, 150)
+        for number in range(len(LISTINGS), count)
+    )
+    return tuple(
+        replace(listing, trades_per_day=round(listing.trades_per_day * lively))
+        for listing in (*LISTINGS[:count], *quiet)
+    )
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,23 @@ class Trades:
 
     def rows(self, start: int, end: int) -> Trades:
         return Trades(*(getattr(self, name)[start:end] for name in _TRADE_FIELDS))
+
+    def singles(self) -> Trades:
+        """The single trades behind the aggregates, their sizes adding up to them; `first` and `last` are the id."""
+        fills = self.last - self.first + 1
+        owner = np.repeat(np.arange(len(self)), fills)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(fills) - fills, fills)
+        size, of = self.size[owner], fills[owner]
+        single = self.first[owner] + place
+        return Trades(
+            id=single,
+            ts_ms=self.ts_ms[owner],
+            price=self.price[owner],
+            size=size * (place + 1) // of - size * place // of,
+            first=single,
+            last=single,
+            buyer_is_maker=self.buyer_is_maker[owner],
+        )
 
 
 _TRADE_FIELDS = tuple(Trades.__dataclass_fields__)
@@ -158,6 +191,7 @@ class Tape:
     _states: list[_State] = field(default_factory=list, repr=False)
     _trades: OrderedDict[tuple[int, int], Trades] = field(default_factory=OrderedDict, repr=False)
     _candles: OrderedDict[tuple[int, int], Candles] = field(default_factory=OrderedDict, repr=False)
+    _skeletons: OrderedDict[int, _Skeleton] = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
         symbols = len(self.listings)
@@ -185,6 +219,10 @@ class Tape:
         parts = [cut_by_time(self.trades_of_day(symbol, day), start_ms, end_ms) for day in self._days(start_ms, end_ms)]
         return join(parts) if parts else self.trades_of_day(symbol, 0).rows(0, 0)
 
+    def reach(self, ts_ms: int) -> None:
+        """Go through the days up to `ts_ms`, so that the first question about it is answered at once."""
+        self._state(max(self.day_of(ts_ms), 0))
+
     def day_of(self, ts_ms: int) -> int:
         return (ts_ms - self.first_day_ms) // DAY_MS
 
@@ -196,13 +234,21 @@ class Tape:
         day = bisect_right(self._states, trade_id, key=lambda state: int(state.next_id[index])) - 1
         return max(day, 0) if day <= last_day else None
 
+    def day_of_single(self, symbol: str, single_id: int, last_day: int) -> int | None:
+        """The day that holds the single trade `single_id`; None when it lies behind `last_day`."""
+        index = self._index(symbol)
+        while len(self._states) < last_day + 2 and self._states[-1].next_single[index] <= single_id:
+            self._state(len(self._states))
+        day = bisect_right(self._states, single_id, key=lambda state: int(state.next_single[index])) - 1
+        return max(day, 0) if day <= last_day else None
+
     def trades_of_day(self, symbol: str, day: int) -> Trades:
         """Day 0 is the first one; columns are shared with the cache: do not write to them."""
         index = self._index(symbol)
         key = (index, day)
         if key not in self._trades:
             self._trades[key] = self._draw(index, day)
-            if len(self._trades) > _DAYS_KEPT:
+            if len(self._trades) > max(_DAYS_KEPT, 2 * len(self.listings)):
                 self._trades.popitem(last=False)
         self._trades.move_to_end(key)
         return self._trades[key]
@@ -264,7 +310,7 @@ class Tape:
             self._states.append(
                 _State(
                     log_vol=skeleton.end_vol,
-                    log_price=skeleton.log_price[:, -1],
+                    log_price=skeleton.log_price[:, -1].copy(),  # a view would keep the whole day
                     next_id=skeleton.state.next_id + skeleton.rows,
                     next_single=skeleton.state.next_single + singles,
                 )
@@ -272,6 +318,13 @@ class Tape:
         return self._states[day]
 
     def _skeleton(self, day: int) -> _Skeleton:
+        if day not in self._skeletons:
+            self._skeletons[day] = self._draw_skeleton(day)
+            if len(self._skeletons) > 2:  # the days on both sides of a midnight
+                self._skeletons.popitem(last=False)
+        return self._skeletons[day]
+
+    def _draw_skeleton(self, day: int) -> _Skeleton:
         state, random, symbols = self._state(day), self._random(day, 0), len(self.listings)
         log_vol = _autoregress(random, state.log_vol)
         sigma = _MINUTE_SIGMA * np.exp(log_vol.sum(axis=0) - 0.16) * rhythm(_MINUTES)
@@ -289,7 +342,7 @@ class Tape:
             sigma=np.sqrt((beta * sigma[0]) ** 2 + (own * sigma[1:]) ** 2),
             rows=np.maximum((rate * liveliness).astype(np.int64), 1),
             state=state,
-            end_vol=log_vol[:, :, -1],
+            end_vol=log_vol[:, :, -1].copy(),
         )
 
     def _draw(self, index: int, day: int) -> Trades:
@@ -303,6 +356,7 @@ class Tape:
         price = np.rint(np.exp(middle) * scale).astype(np.int64) + side * (1 + np.minimum(place, 4))
         size = np.maximum(np.rint(listing.typical_lots * np.exp(1.6 * random.standard_normal(rows))), 1)
         extra = np.bincount(random.integers(0, rows, int(rows * _SINGLES_EXTRA)), minlength=rows)
+        size = np.maximum(size, extra + 1)  # a lot at least for each single trade
         last = int(skeleton.state.next_single[index]) - 1 + np.cumsum(extra + 1)
         trades = Trades(
             id=int(skeleton.state.next_id[index]) + np.arange(rows),
@@ -323,6 +377,13 @@ class Tape:
                 ts[start : start + rows] = ts_ms
                 trades = replace(trades, ts_ms=ts)
         return trades
+
+
+def decimals(values: Ints, places: int) -> list[str]:
+    """Whole numbers of 10^-places as text with eight places: (1234, 2) is "12.34000000"."""
+    template = f"%d.%0{places}d" + "0" * (8 - places)
+    unit = 10**places
+    return [template % pair for pair in zip((values // unit).tolist(), (values % unit).tolist(), strict=True)]
 
 
 def cut_by_time(trades: Trades, start_ms: int, end_ms: int) -> Trades:

@@ -231,7 +231,7 @@ async def test_a_taken_port_is_one_clear_line(client: Client) -> None:
 
 
 async def test_the_process_says_its_address_and_ends_on_sigterm() -> None:
-    run = "asyncio.run(simulated.main('127.0.0.1', 0, 5, None, None))"
+    run = "asyncio.run(simulated.main(simulated.open_source(5, None), '127.0.0.1', 0, None, None, 1))"
     code = f"import asyncio; from adapters.exchanges import simulated; {run}"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None

@@ -274,3 +274,12 @@ def test_a_scan_left_half_way_can_be_closed_and_the_store_too(store: SqliteStore
     scan.close()  # type: ignore[attr-defined]
     with closing(SqliteStore(path)) as again:
         assert again.count("trades") == 70_000
+
+
+def test_inside_a_transaction_one_reads_what_one_has_written_and_others_do_not(store: SqliteStore) -> None:
+    with store.together():
+        store.upsert_columns("trades", trades(np.arange(3)))
+        assert store.count("trades") == 3
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(store.count, "trades").result(10) == 0
+    assert store.count("trades") == 3
