@@ -25,6 +25,7 @@ _SIZE_UNITS = 10**8  # of a size or price
 _QUOTE_UNITS = 10**16  # of a price x size
 _ROUNDS_RIGHT = 2.0**51  # below this a decimal's nearest float times 1e8 rounds back to the decimal
 _INT64_MAX = 2**63 - 1
+_HALF_BITS = 26  # of a price in 1e-8, which has at most 51
 _SUMS = {
     "volume": _SIZE_UNITS, "quote_volume": _QUOTE_UNITS,
     "taker_buy_volume": _SIZE_UNITS, "taker_buy_quote_volume": _QUOTE_UNITS,
@@ -53,12 +54,28 @@ class CandleState(msgspec.Struct, frozen=True, kw_only=True):
 Candles = dict[str, Array]
 
 
+def prepared(trades: Mapping[str, Array]) -> dict[str, Array]:
+    """Trades with what `fold` works on, so that several intervals need it once.
+
+    Adds `units`, `bought_units` (sizes as whole 1e-8) and the parts of price x size: see `_quote_parts`.
+    """
+    size, price = _units(trades["size"]), _units(trades["price"])
+    bought = ~trades["buyer_is_maker"].astype(np.bool_)  # the buyer was the aggressor
+    rows = {**trades, "units": size, "bought_units": np.where(bought, size, 0)}
+    for name, part in _quote_parts(price, size).items():
+        rows[name] = part
+        rows[f"bought_{name}"] = np.where(bought, part, 0)
+    return rows
+
+
 def fold(state: CandleState | None, trades: Mapping[str, Array], interval_ms: int) -> tuple[CandleState, Candles]:
     """Fold trades (columns of TRADE_COLUMNS, in order of id) into the state; returns it and the candles that closed.
 
     A row whose id is not above all ids before it is a repeat and skipped. `trades`, the number of single trades a row
     stands for, is 1 where the column is missing. A trade whose time lies before the bucket in the making (an
     exchange's times do not fall with rising ids) counts into that bucket: a candle given out never changes.
+
+    `trades` may be what `prepared` made of them.
 
     Shapes: every column (rows,); returned columns are those of CANDLE_COLUMNS, (candles,), in order of time.
     """
@@ -68,7 +85,9 @@ def fold(state: CandleState | None, trades: Mapping[str, Array], interval_ms: in
     fresh = _fresh(trades["id"], state.last_id)
     if not fresh.any():
         return state, _no_candles()
-    rows = {name: column[fresh] for name, column in trades.items()}
+    rows = trades if "units" in trades else prepared(trades)
+    if not fresh.all():
+        rows = {name: column[fresh] for name, column in rows.items()}
     buckets = _buckets(rows["ts_ms"], state)
     starts = np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
     made = _join(state, _make(rows, buckets, starts))
@@ -110,9 +129,6 @@ def _make(rows: Mapping[str, Array], buckets: Array, starts: Array) -> dict[str,
     """One candle a run of equal buckets."""
     prices = rows["price"]
     ends = np.append(starts[1:], len(prices)) - 1
-    size, price = _units(rows["size"]), _units(prices)
-    quote = price.astype(object) * size.astype(object)
-    bought = ~rows["buyer_is_maker"].astype(np.bool_)  # the buyer was the aggressor
     count = rows.get("trades", np.ones(len(prices), dtype=np.int64))
     return {
         "ts": buckets[starts],
@@ -120,10 +136,10 @@ def _make(rows: Mapping[str, Array], buckets: Array, starts: Array) -> dict[str,
         "high": np.maximum.reduceat(prices, starts),
         "low": np.minimum.reduceat(prices, starts),
         "close": prices[ends],
-        "volume": _sum(size, starts),
-        "quote_volume": _sum(quote, starts),
-        "taker_buy_volume": _sum(np.where(bought, size, 0), starts),
-        "taker_buy_quote_volume": _sum(np.where(bought, quote, 0), starts),
+        "volume": _sum(rows["units"], starts),
+        "quote_volume": _quote_sums(rows, "", starts),
+        "taker_buy_volume": _sum(rows["bought_units"], starts),
+        "taker_buy_quote_volume": _quote_sums(rows, "bought_", starts),
         "trades": np.add.reduceat(count, starts),
     }
 
@@ -131,12 +147,31 @@ def _make(rows: Mapping[str, Array], buckets: Array, starts: Array) -> dict[str,
 def _units(values: Array) -> Array:
     """Decimals as whole numbers of 1e-8: int64, or Python integers where those do not do."""
     scaled = values * 1e8
-    if float(np.abs(scaled).max()) < _ROUNDS_RIGHT:
+    if float(np.abs(scaled).max(initial=0)) < _ROUNDS_RIGHT:
         whole: Array = np.rint(scaled).astype(np.int64)
         return whole
     # The shortest text of a float is the exchange's text again, up to 15 digits.
     exact = [int(Decimal(repr(value)).scaleb(8).to_integral_value()) for value in values.tolist()]
     return np.array(exact, dtype=object)
+
+
+def _quote_parts(price: Array, size: Array) -> dict[str, Array]:
+    """price x size as two columns of int64, the product being high * 2**26 + low.
+
+    Where a part does not fit it is a column of Python integers, and the other is zero.
+    """
+    if object not in (price.dtype, size.dtype):
+        high, low = price >> _HALF_BITS, price & (2**_HALF_BITS - 1)
+        largest = int(np.abs(size).max(initial=0))
+        if largest * max(int(np.abs(high).max(initial=0)), 2**_HALF_BITS) <= _INT64_MAX:
+            return {"quote_high": high * size, "quote_low": low * size}
+    whole = price.astype(object) * size.astype(object)
+    return {"quote_high": np.zeros(len(whole), dtype=np.int64), "quote_low": whole}
+
+
+def _quote_sums(rows: Mapping[str, Array], which: str, starts: Array) -> list[int]:
+    high, low = (_sum(rows[f"{which}quote_{part}"], starts) for part in ("high", "low"))
+    return [(a << _HALF_BITS) + b for a, b in zip(high, low, strict=True)]
 
 
 def _sum(values: Array, starts: Array) -> list[int]:

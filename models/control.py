@@ -24,16 +24,23 @@ Json = dict[str, Any]
 StepState = Literal["waiting", "launched", "loading", "finished", "error", "interrupted"]
 RunState = Literal["reserved", "running", "stopping", "finished", "error", "interrupted"]
 
-COMMANDS = ("start", "stop", "ping", "status", "simulate-loading", "fail-after")
+COMMANDS = ("start", "stop", "ping", "status", "heal", "simulate-loading", "fail-after")
 TERMINAL = ("finished", "error", "interrupted")
+TASK_STATES = ("active", "stopping", "failed", *TERMINAL)
 ALL = ("*", "all")
 
-LOADER, CONNECTOR, BUILDER, TRAINER, DUMMY = (
-    "loader-producer", "arango-connector", "graph-builder", "gnn-trainer", "dummy-service",
+LOADER, STREAMER, CONNECTOR, BUILDER, TRAINER, DUMMY = (
+    "loader-producer", "loader-ws", "arango-connector", "graph-builder", "gnn-trainer", "dummy-service",
 )  # fmt: skip
 HISTORY_TYPES = ("api_trades", *(f"api_candles_{interval}" for interval in INTERVAL_MS))
+# Live steps have no end: they run until they are stopped.
+LIVE_TYPES = (
+    "ws_trades", "ws_fills", "ws_orderbook", "ws_ticker", *(f"ws_candles_{interval}" for interval in INTERVAL_MS),
+)  # fmt: skip
+_CHANNELS = {"ws_orderbook": "book"}  # where it is not what follows the prefix
 TYPES: dict[str, tuple[str, ...]] = {
     LOADER: HISTORY_TYPES,
+    STREAMER: LIVE_TYPES,
     CONNECTOR: HISTORY_TYPES,
     BUILDER: ("gnn_graph",),
     TRAINER: ("gnn_train",),
@@ -42,12 +49,15 @@ TYPES: dict[str, tuple[str, ...]] = {
 MODEL_TYPES = ("SAGE", "GATv2")
 LABELS = ("dir", "vol_regime")
 DEFAULT_INTERVAL = "5m"
+HEAL_BACKOFF_S = 1.0  # before the first restart of a step; doubles with each
 
 _SYMBOL = re.compile(r"[A-Z0-9]{2,20}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 MAX_STEPS = 200
 # Collections that are not a graph's; a graph is dropped and written anew, so it may never be called so.
-_RESERVED = re.compile(r"trades|coverage|queue_state|telemetry_events|models|graphs|candles_.*|.*_edges", re.IGNORECASE)
+_RESERVED = re.compile(
+    r"trades|fills|coverage|queue_state|telemetry_events|models|graphs|candles_.*|.*_edges", re.IGNORECASE
+)
 
 
 class Command(msgspec.Struct, kw_only=True):
@@ -97,12 +107,13 @@ class Step(msgspec.Struct, kw_only=True):
     message: str = ""
     error: str = ""
     extra: Json = {}
-    updated_at: float = 0.0
+    updated_at: float = 0.0  # when it was launched or last heard of
+    heals: int = 0  # times it was started again from its checkpoint
 
     @property
     def channel(self) -> str:
-        """`api_trades` -> `trades`; `api_candles_5m` -> `candles_5m`."""
-        return self.type.removeprefix("api_")
+        """`api_trades` -> `trades`; `ws_candles_5m` -> `candles_5m`; `ws_orderbook` -> `book`."""
+        return _CHANNELS.get(self.type) or self.type.removeprefix("api_").removeprefix("ws_")
 
 
 class Workflow(msgspec.Struct, kw_only=True):
@@ -122,14 +133,19 @@ class Workflow(msgspec.Struct, kw_only=True):
         return self.state not in TERMINAL
 
 
+ANY_ATTEMPT = -1  # whichever is at work
+
+
 class TaskMessage(msgspec.Struct, kw_only=True):
     """A record of `queue-tasks`: what the manager wants of a task, or what the task wants remembered."""
 
     kind: Literal["launch", "stop", "tell", "checkpoint", "ended"]
     task_id: str
     queue_id: str
-    attempt: int
+    attempt: int  # of a tell also ANY_ATTEMPT
     step: Step | None = None  # launch
+    goes_on: bool = False  # launch: from the checkpoint of the attempt before
+    not_before: float = 0.0  # launch: epoch seconds
     command: Json = {}  # tell
     cursor: Json | None = None  # checkpoint
     records_written: int = 0
@@ -143,7 +159,8 @@ class Task(msgspec.Struct, kw_only=True):
     queue_id: str
     step: Step
     attempt: int
-    state: str = "active"  # active, stopping, finished, error, interrupted
+    state: str = "active"  # one of TASK_STATES
+    not_before: float = 0.0  # epoch seconds
     cursor: Json | None = None
     records_written: int = 0
     partition: int = 0
@@ -273,13 +290,16 @@ def _steps_of(request: Command, where: str, now_s: float) -> list[Step]:
         if not _SYMBOL.fullmatch(symbol):
             raise CommandRejected(f"{where}symbol", f"{symbol!r} is not a symbol; symbols are upper case, e.g. BTCUSDT")
     interval = request.interval
-    if request.type.startswith("api_candles_"):
-        said = request.type.removeprefix("api_candles_")
+    if request.type.startswith(("api_candles_", "ws_candles_")):
+        said = request.type.partition("_candles_")[2]
         if interval not in ("", said):
             raise CommandRejected(f"{where}interval", f"{interval!r} contradicts the type {request.type!r}")
         interval = said
     if interval:
         _one_of(f"{where}interval", interval, tuple(INTERVAL_MS))
+    if request.target == STREAMER:
+        return [Step(task_id="", target=STREAMER, type=request.type, symbol=symbol, interval=interval)
+                for symbol in symbols]  # fmt: skip
     if not request.time_range:
         raise CommandRejected(f"{where}time_range", "say which, e.g. 2025-08-20:2025-09-19 (UTC, end exclusive)")
     span = parse_range(request.time_range, now_s, f"{where}time_range")
@@ -316,7 +336,7 @@ def _params(request: Command, where: str) -> Json:
 
 def _check_collections(request: Command, interval: str, where: str) -> None:
     """Market rows have one place each; a command may name it, but not another."""
-    places = ("trades",) if request.type == "api_trades" else (f"candles_{interval}",)
+    places = ("trades",) if request.type.endswith("_trades") else (f"candles_{interval}",)
     if request.collection_name:
         _one_of(f"{where}collection_name", request.collection_name, places)
     for name in request.collection_inputs:
@@ -330,7 +350,7 @@ def _check_dummy(payload: Json, where: str) -> None:
             raise CommandRejected(f"{where}{name}", f"{value!r} is not a number from 0 to {most}")
 
 
-_ORDER = {LOADER: 0, CONNECTOR: 1, BUILDER: 2, TRAINER: 3, DUMMY: 4}
+_ORDER = {STREAMER: 0, LOADER: 0, CONNECTOR: 1, BUILDER: 2, TRAINER: 3, DUMMY: 4}
 
 
 def _needs(step: Step, other: Step) -> bool:
@@ -348,7 +368,7 @@ def _needs(step: Step, other: Step) -> bool:
 
 def _inherit_interval(steps: Iterable[Step]) -> None:
     """A graph or a training that says no interval uses the one of the run's candles."""
-    loaded = [step for step in steps if step.channel.startswith("candles_")]
+    loaded = [step for step in steps if step.channel.startswith("candles_") and step.target != STREAMER]
     for step in steps:
         if not step.interval and step.target in (BUILDER, TRAINER):
             same = [other.interval for other in loaded if other.symbol == step.symbol]
@@ -393,6 +413,7 @@ def resume(run: Workflow) -> bool:
     for index in again:
         step = run.steps[index]
         step.state, step.error, step.message, step.progress = "waiting", "", "", None
+        step.heals = 0
     run.state = "running"
     return True
 
@@ -438,6 +459,27 @@ def conclude(run: Workflow) -> RunState:
     return run.state
 
 
+def heal(step: Step, limit: int, now_s: float, why: str) -> float | None:
+    """Make a step that is silent or failed ready for its next attempt: epoch seconds before which that may not begin.
+
+    None when it was tried again `limit` times already: then the step ends in error.
+    """
+    if step.heals >= limit:
+        step.state, step.error = "error", f"given up after {limit} restarts: {why}"
+        return None
+    step.heals += 1
+    step.attempt += 1
+    step.state, step.progress = "launched", None
+    not_before = now_s + HEAL_BACKOFF_S * 2.0 ** (step.heals - 1)
+    step.updated_at = not_before
+    return not_before
+
+
+def silent(run: Workflow, now_s: float, heard_within_s: float, since_s: float = 0.0) -> list[Step]:
+    """Active steps that nobody has heard of for so long; what was said before `since_s` counts as said then."""
+    return [s for s in active(run) if now_s - max(s.updated_at, since_s) > heard_within_s]
+
+
 def apply_task(row: Task | None, message: TaskMessage, partition: int) -> Task | None:
     """Fold a record of `queue-tasks` into the task's row; None when there is nothing to remember.
 
@@ -446,9 +488,11 @@ def apply_task(row: Task | None, message: TaskMessage, partition: int) -> Task |
     if message.kind == "launch" and message.step is not None:
         if row and row.attempt >= message.attempt:
             return row
+        before = row if row and message.goes_on else None
         return Task(task_id=message.task_id, queue_id=message.queue_id, step=message.step, attempt=message.attempt,
-                    partition=partition)  # fmt: skip
-    if row is None or row.attempt != message.attempt or row.state in TERMINAL:
+                    partition=partition, not_before=message.not_before, cursor=before.cursor if before else None,
+                    records_written=before.records_written if before else 0)  # fmt: skip
+    if row is None or row.attempt != message.attempt or row.state in ("failed", *TERMINAL):
         return row
     if message.kind == "stop":
         row.state = "stopping"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from models.candles import CandleState, flush, fold
+from models.candles import CandleState, flush, fold, prepared
 from models.market import INTERVAL_MS, Array, Batch, Span
 
 RUNS_KEPT = 8
@@ -24,10 +24,14 @@ class Segment(msgspec.Struct, kw_only=True):
 
 
 class Folding(msgspec.Struct, kw_only=True):
-    """The row of a symbol. Runs load their own ranges, so each has a segment; the newest RUNS_KEPT are kept."""
+    """The row of a symbol. Runs load their own ranges, so each has a segment; the newest RUNS_KEPT are kept.
+
+    A row may become durable before the candles it speaks of: whoever recovers it sends `unsent` again.
+    """
 
     segments: dict[str, Segment] = {}
     at: dict[str, int] = {}
+    unsent: list[bytes] = []  # batches of candles that were not yet known to be on their topic when this was written
 
 
 def fold_batch(folding: Folding, batch: Batch, intervals: tuple[str, ...]) -> dict[str, dict[str, Array]]:
@@ -40,12 +44,14 @@ def fold_batch(folding: Folding, batch: Batch, intervals: tuple[str, ...]) -> di
         return {}
     start, end = batch.covers
     segment = folding.segments.get(batch.run)
-    if segment and end <= segment.covered[1] and start >= segment.covered[0]:
+    if segment and end <= segment.covered[1] and start >= segment.covered[0] and not _is_news(segment, batch):
         return {}
     if segment is None or start > segment.covered[1] or start < segment.covered[0]:
-        segment = Segment(covered=(start, start))
+        whole_from = start if batch.begins_a_load else start + 1
+        segment = Segment(covered=(whole_from, whole_from))
     holes = [*batch.missing, *batch.unrecoverable]
-    closed = {interval: _fold_one(segment, batch.arrays(), interval, end) for interval in intervals}
+    trades = prepared(batch.arrays())
+    closed = {interval: _fold_one(segment, trades, interval, end) for interval in intervals}
     segment.covered = (segment.covered[0], end)
     if holes:  # what lies over the hole is not known whole
         closed = {i: _outside(columns, holes, INTERVAL_MS[i]) for i, columns in closed.items()}
@@ -55,6 +61,12 @@ def fold_batch(folding: Folding, batch: Batch, intervals: tuple[str, ...]) -> di
     while len(folding.segments) > RUNS_KEPT:
         folding.segments.pop(next(iter(folding.segments)))
     return {interval: columns for interval, columns in closed.items() if len(columns["ts"])}
+
+
+def _is_news(segment: Segment, batch: Batch) -> bool:
+    """Whether the batch has trades behind those folded: many can share the millisecond in which a batch ends."""
+    known = max((state.last_id for state in segment.states.values()), default=-1)
+    return bool(len(batch)) and int(batch.array("id")[-1]) > known
 
 
 def _fold_one(segment: Segment, trades: Mapping[str, Array], interval: str, end: int) -> dict[str, Array]:

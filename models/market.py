@@ -7,9 +7,9 @@ Times are UTC epoch milliseconds, ranges half-open `[start, end)`; prices in quo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -42,6 +42,20 @@ CANDLE_COLUMNS: dict[str, str] = {
     "taker_buy_volume": "<f8", "taker_buy_quote_volume": "<f8",
     "closed": "|b1",
 }  # fmt: skip
+BOOK_COLUMNS: dict[str, str] = {  # a row for each diff that was applied; NaN: not known
+    "ts_ms": "<i8",
+    "update_id": "<i8",  # the exchange's id of the book's state after the diff
+    "bid": "<f8", "bid_size": "<f8", "ask": "<f8", "ask_size": "<f8",
+    "spread": "<f8", "mid": "<f8", "microprice": "<f8",
+    "imbalance_1": "<f8", "imbalance_5": "<f8", "imbalance_20": "<f8",  # -1 (all asks) to 1 (all bids)
+    "ofi": "<f8",  # order-flow imbalance since the row before, base units
+}  # fmt: skip
+
+Level = tuple[float, float]  # (price, size)
+BookState = Literal["live", "stale", "invalid"]  # in sync; not in sync (any more); crossed or locked, and thrown away
+
+
+TRADE_CHANNELS = ("trades", "fills")  # aggregate trades; single trades, each of them a row with `trades` 1
 
 
 class PageInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +76,29 @@ class PageInfo(msgspec.Struct, frozen=True, kw_only=True):
     unrecoverable: tuple[Span, ...] = ()  # the loader asked again and the exchange still has nothing here
 
 
+class FramesInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a message of live frames is; travels in the header `frames` beside them (`encode_frames`).
+
+    One message holds frames of one symbol and channel in the order they are to be used in.
+    """
+
+    v: int = 1
+    venue: str
+    symbol: str
+    channel: str  # "trades", "fills", "candles_1m", "book" or "ticker"
+    run: str
+    task: str = ""
+    source: str = "live"  # or "replay"
+    kind: str = "frames"  # or "snapshot": one frame, the body of a depth snapshot over REST
+    conn: str = ""  # the connection they came over
+    ts_receipt_ms: int  # of the last frame
+    covers: Span | None = None  # trades, fills, closed candles: [start, end) that these frames complete
+    lacks: bool = False  # there are no frames: nothing of `covers` could be had in time
+
+
+Frame = tuple[int, bytes]  # (receipt time in ns, the frame exactly as received)
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of one stream as columns; `covers` less `missing` less `unrecoverable` is what may be called stored."""
 
@@ -69,11 +106,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     venue: str
     symbol: str
     channel: str
-    source: str  # live, history, replay, aggregated
+    source: str  # live, history, replay, aggregated, clock
     run: str
     ts_receipt_ms: int
     origin: tuple[str, int, int] | None = None  # topic, partition, offset this batch was made from
     covers: Span | None = None
+    asked: Span | None = None  # the whole range of the load; what of it lies between stored spans is a hole
     missing: tuple[Span, ...] = ()  # asked and answered, but rows could not be read
     unrecoverable: tuple[Span, ...] = ()  # the exchange itself does not have it
     columns: dict[str, bytes]
@@ -85,13 +123,87 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     def arrays(self) -> dict[str, Array]:
         return {name: self.array(name) for name in self.columns}
 
+    @property
+    def begins_a_load(self) -> bool:
+        """True when nothing before this batch is needed to know the first millisecond it covers.
+
+        Trades are paged by id: those of the millisecond in which a page ends may be on that page and on the next one.
+        """
+        return (
+            self.channel not in TRADE_CHANNELS
+            or self.covers is None
+            or self.covers[0] == (self.asked or self.covers)[0]
+        )
+
     def __len__(self) -> int:
         name, column = next(iter(self.columns.items()))
         return len(column) // np.dtype(_dtypes(self.channel)[name]).itemsize
 
 
+class BookUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """A symbol's order book after a message of diffs: its best levels now, and a row of features for each diff."""
+
+    v: int = 1
+    venue: str
+    symbol: str
+    source: str  # live or replay
+    run: str
+    ts_receipt_ms: int  # of the last frame
+    origin: tuple[str, int, int] | None = None  # topic, partition, offset of the message
+    state: BookState
+    ts_ms: int = 0  # exchange time of the last diff that was applied, now or before; 0: none yet
+    update_id: int = 0  # the exchange's id of the book after it
+    bids: tuple[Level, ...] = ()  # best first, at most 20, no deeper than is known; empty unless live
+    asks: tuple[Level, ...] = ()
+    columns: dict[str, bytes] = {}
+
+    def array(self, name: str) -> Array:
+        """Column `name` as a read-only array of shape (diffs applied,)."""
+        return np.frombuffer(self.columns[name], dtype=BOOK_COLUMNS[name])
+
+    def __len__(self) -> int:
+        return len(self.columns.get("update_id", b"")) // 8
+
+
+def runs_of(batches: Sequence[Batch]) -> list[list[int]]:
+    """Places of batches that can be worked on as one, in their order: each goes on where the one before it ends.
+
+    Streams lie apart, the order within a stream stays.
+    """
+    runs: list[list[int]] = []
+    newest: dict[tuple[str, str, str], list[int]] = {}
+    for place, batch in enumerate(batches):
+        stream = (batch.venue, batch.symbol, batch.channel)
+        run = newest.get(stream)
+        if run is None or not _goes_on(batches[run[-1]], batch):
+            runs.append(run := [])
+            newest[stream] = run
+        run.append(place)
+    return runs
+
+
+def _goes_on(before: Batch, batch: Batch) -> bool:
+    same = (before.source, before.run, before.asked) == (batch.source, batch.run, batch.asked)
+    whole = not (before.missing or before.unrecoverable or batch.missing or batch.unrecoverable)
+    return same and whole and (before.covers and before.covers[1]) == (batch.covers and batch.covers[0])
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The batches of a run as one; its origin is the last one's."""
+    if len(batches) == 1:
+        return batches[0]
+    first, last = batches[0], batches[-1]
+    return msgspec.structs.replace(
+        last,
+        covers=first.covers and last.covers and (first.covers[0], last.covers[1]),
+        columns={name: b"".join(batch.columns[name] for batch in batches) for name in last.columns},
+    )
+
+
 def _dtypes(channel: str) -> dict[str, str]:
-    return TRADE_COLUMNS if channel == "trades" else CANDLE_COLUMNS
+    if channel == "book":
+        return BOOK_COLUMNS
+    return TRADE_COLUMNS if channel in TRADE_CHANNELS else CANDLE_COLUMNS
 
 
 def pack_columns(channel: str, arrays: Mapping[str, Array]) -> dict[str, bytes]:
@@ -114,6 +226,12 @@ def instant_ms(text: str) -> int:
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
+def instant_text(ms: int) -> str:
+    """Epoch milliseconds as an ISO instant in UTC, to the second, or to the millisecond where it matters."""
+    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S") + (f".{ms % 1000:03d}Z" if ms % 1000 else "Z")
+
+
 def stream_key(venue: str, symbol: str) -> bytes:
     """The Kafka key: one symbol's records stay in order on one partition."""
     return f"{venue}:{symbol}".encode()
@@ -121,9 +239,18 @@ def stream_key(venue: str, symbol: str) -> bytes:
 
 _encoder = msgspec.msgpack.Encoder()
 _batch_decoder = msgspec.msgpack.Decoder(Batch)
+_book_decoder = msgspec.msgpack.Decoder(BookUpdate)
 _page_decoder = msgspec.json.Decoder(PageInfo)
+_frames_info_decoder = msgspec.json.Decoder(FramesInfo)
+_frames_decoder = msgspec.msgpack.Decoder(list[Frame])
 
 encode_batch = _encoder.encode
 decode_batch = _batch_decoder.decode
+encode_book_update = _encoder.encode
+decode_book_update = _book_decoder.decode
 encode_page_info = msgspec.json.encode
 decode_page_info = _page_decoder.decode
+encode_frames = _encoder.encode  # a list of Frame
+decode_frames = _frames_decoder.decode
+encode_frames_info = msgspec.json.encode
+decode_frames_info = _frames_info_decoder.decode

@@ -5,5 +5,6 @@ from models.coverage import Coverage
 from tables.rows import Rows
 
 coverage_by_stream: Rows[Coverage] = Rows(
-    "coverage_by_stream", Coverage, partitions=settings().partitions, help="What is stored, missing, unrecoverable"
-)
+    "coverage_by_stream", Coverage, partitions=settings().partitions, help="What is stored, missing, unrecoverable",
+    message_key=lambda stream: stream.rpartition(":")[0],  # a ledger lies with its symbol
+)  # fmt: skip

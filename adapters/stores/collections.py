@@ -5,6 +5,8 @@ A candle carries a version, so that a late, older candle never replaces a newer 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adapters.stores.base import CollectionSpec, ColumnType
 from models.market import INTERVAL_MS
 
@@ -21,6 +23,8 @@ TRADES = CollectionSpec(
     time="ts_ms",
     block=("id", _ROWS_PER_BLOCK),
 )  # fmt: skip
+
+FILLS = replace(TRADES, name="fills")  # single trades, where those are followed beside the aggregate ones
 
 COVERAGE = CollectionSpec(
     name="coverage",

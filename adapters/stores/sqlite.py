@@ -7,6 +7,7 @@ processes open the file with `read_only=True`.
 
 Dangers kept out: SQLite before 3.51.3 can damage a WAL file; two SQLite libraries in one process undo each other's
 locks (so: apsw everywhere, never the standard sqlite3 on this file); network file systems.
+Several processes of one machine may write: each batch waits for its turn, and what it decides on it reads inside.
 """
 
 from __future__ import annotations
@@ -51,11 +52,13 @@ class SqliteStore:
         if tuple(map(int, apsw.sqlite_lib_version().split("."))) < (3, 51, 3):
             raise StoreError(f"SQLite {apsw.sqlite_lib_version()} can damage the store: install apsw 3.53 or newer")
         self._path = Path(path)
-        self._lock = threading.RLock()  # one writer; also guards the list of readers
+        self._lock = threading.RLock()  # one writer of this process
+        self._pool = threading.Lock()  # guards the list of readers: who reads never waits for who writes
         self._readers: list[apsw.Connection] = []
         self._known: dict[str, tuple[Shape, Layout]] = {}
         self._series = Series()
         self._closed = False
+        self._writing_thread: int | None = None  # who is inside a transaction reads what it has written
         with self._translated():
             self._writer = None if read_only else self._open_writer()
             self._readers.append(self._open_reader())
@@ -191,7 +194,7 @@ class SqliteStore:
         return pa.table([folded.column("_bucket"), *arrays], names=["ts", *aggregates])
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, self._pool:
             self._closed = True
             for connection in [*self._readers, *([self._writer] if self._writer else [])]:
                 connection.close()
@@ -277,6 +280,7 @@ class SqliteStore:
                 yield connection
                 return
             connection.execute("BEGIN IMMEDIATE")
+            self._writing_thread = threading.get_ident()
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -284,13 +288,19 @@ class SqliteStore:
                 _roll_back(connection)
                 self._series.rolled_back()
                 raise
+            finally:
+                self._writing_thread = None
             self._series.committed()
 
     @contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:
-        """A connection of one's own, seeing the file as it is at the first query."""
+        """A connection of one's own, seeing the file as it is at the first query; inside a transaction, that one."""
+        if self._writing_thread == threading.get_ident():
+            with self._writing() as connection:
+                yield connection
+            return
         with self._translated():
-            with self._lock:
+            with self._pool:
                 if self._closed:
                     raise StoreError(f"{self._path} is closed")
                 idle = self._readers.pop() if self._readers else None
@@ -302,7 +312,7 @@ class SqliteStore:
                 self._give_back(connection)
 
     def _give_back(self, connection: apsw.Connection) -> None:
-        with self._lock:
+        with self._pool:
             if not self._closed and len(self._readers) < _IDLE_READERS:
                 _roll_back(connection)
                 self._readers.append(connection)

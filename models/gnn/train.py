@@ -1,4 +1,4 @@
-"""One training as a process of its own: `python -m models.gnn.train WORKDIR`.
+"""One training as a process of its own: `python -m models.gnn.train WORKDIR PARENT`.
 
     request.json, inputs.safetensors -> folds -> baselines, networks, controls -> metrics -> artifact
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import StreamForgeError
+from app.parent import end_with_parent
 from models.gnn import artifact, report
 from models.gnn.dataset import Fold, Inputs, Part, Scaler, check_purged, fit_scaler, folds_of, load_inputs, part_of
 from models.gnn.evaluate import Candidate, LabelReport, Metrics, Outcome, Role, control_of, evaluate
@@ -312,9 +314,10 @@ def main(arguments: list[str]) -> int:
     # on a busy machine. Whoever sets it outside wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # noqa: TID251
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of torch about itself, on every import
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m models.gnn.train WORKDIR\n")
+    if len(arguments) != 2:
+        sys.stderr.write("usage: python -m models.gnn.train WORKDIR PARENT-PID\n")
         return 2
+    end_with_parent(int(arguments[1]), signal.SIGKILL)  # a worker that was killed wants nothing of it any more
     with Reporter() as reporter:
         try:
             train(Path(arguments[0]), reporter, switch)

@@ -232,6 +232,45 @@ def test_a_new_attempt_begins_without_the_old_checkpoint() -> None:
     assert (row.attempt, row.cursor, row.state) == (2, None, "active")
 
 
+def test_a_task_that_is_started_again_goes_on_from_its_checkpoint() -> None:
+    row = control.apply_task(None, launch_message(1), 0)
+    row = control.apply_task(row, task_message("checkpoint", cursor={"id": 5}, records_written=7), 0)
+    again = launch_message(2)
+    again.goes_on, again.not_before = True, 12.5
+    row = control.apply_task(row, again, 0)
+    assert row is not None
+    assert (row.attempt, row.cursor, row.records_written, row.not_before) == (2, {"id": 5}, 7, 12.5)
+
+
+def test_a_step_is_started_again_with_growing_pauses_and_then_given_up() -> None:
+    run = month()
+    [step, *_] = launch(run)
+    pauses = [(control.heal(step, 3, 100.0, "silent") or 0.0) - 100.0 for _ in range(3)]
+    assert pauses == [1.0, 2.0, 4.0]
+    assert (step.state, step.attempt, step.heals) == ("launched", 4, 3)
+    assert control.heal(step, 3, 100.0, "silent") is None
+    assert step.state == "error"
+    assert "3 restarts: silent" in step.error
+
+
+def test_only_active_steps_that_nobody_heard_of_are_silent() -> None:
+    run = month()
+    [first, second, *_] = launch(run)
+    first.updated_at, second.updated_at = 100.0, 111.0
+    assert control.silent(run, 115.0, 10.0) == [first]
+    assert control.silent(run, 115.0, 10.0, since_s=110.0) == [], "while nobody listened there was no silence"
+    first.state = "finished"
+    assert control.silent(run, 115.0, 10.0) == []
+
+
+def test_a_resumed_run_may_be_healed_as_often_as_a_new_one() -> None:
+    run = month()
+    [step, *_] = launch(run)
+    step.heals, step.state, run.state = 3, "error", "error"
+    assert control.resume(run)
+    assert step.heals == 0
+
+
 def test_an_ended_task_stays_ended() -> None:
     row = control.apply_task(None, launch_message(1), 0)
     row = control.apply_task(row, task_message("ended", state="finished"), 0)
@@ -307,3 +346,43 @@ def test_a_foreign_word_in_an_event_changes_no_number(facts: Json) -> None:
     launch(run)
     control.apply_event(run, event_of(run, 0, "loading") | facts)
     assert run.steps[0].records_written == 0
+
+
+LIVE = {"command": "start", "symbols": ["BTCUSDT", "ETHUSDT"], "requests": [
+    {"target": "loader-ws", "type": "ws_trades"}, {"target": "loader-ws", "type": "ws_orderbook"},
+    {"target": "loader-ws", "type": "ws_candles_1m"},
+]}  # fmt: skip
+
+
+def test_a_live_step_is_one_stream_of_one_symbol_and_needs_no_range() -> None:
+    run = control.plan(LIVE, NOW)
+    assert {(step.symbol, step.channel) for step in run.steps} == {
+        (symbol, channel) for symbol in ("BTCUSDT", "ETHUSDT") for channel in ("trades", "book", "candles_1m")
+    }
+    assert all(step.range_ms is None and step.needs == () for step in run.steps)
+    assert {step.interval for step in run.steps if step.channel == "candles_1m"} == {"1m"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"type": "api_trades"}, "type"),
+        ({"type": "ws_candles_7m"}, "type"),
+        ({"type": "ws_candles_1m", "interval": "5m"}, "interval"),
+    ],
+)
+def test_a_live_step_that_makes_no_sense_is_rejected(request_: Json, field: str) -> None:
+    with pytest.raises(CommandRejected) as caught:
+        control.plan({**LIVE, "requests": [{"target": "loader-ws", **request_}]}, NOW)
+    assert caught.value.field == f"requests[0].{field}"
+
+
+def test_a_live_run_has_no_end_but_a_stop() -> None:
+    run = control.plan(LIVE, NOW)
+    for step in run.steps:
+        step.state = "loading"
+    assert control.conclude(run) == run.state
+    for step in run.steps:
+        step.state = "interrupted"
+    run.state = "stopping"
+    assert control.conclude(run) == "interrupted"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.folding import RUNS_KEPT, Folding, fold_batch
-from models.market import Batch, Span, pack_columns
+from models.market import Batch, Span, joined, pack_columns, runs_of
 
 MINUTE = 60_000
 
@@ -40,6 +40,22 @@ def test_how_the_trades_are_cut_makes_no_difference(cuts: list[int]) -> None:
     edges = sorted({0, 5 * MINUTE, *cuts})
     pieces = [trades(a, b) for a, b in pairwise(edges)]
     assert opens(Folding(), *pieces) == [i * MINUTE for i in range(5)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("rs"), st.booleans()), max_size=12), st.integers(1, 12))
+def test_batches_that_wait_together_make_the_candles_that_each_alone_makes(
+    minutes: list[tuple[int, str, bool]], together: int
+) -> None:
+    """Repeats, jumps, holes and other runs among them."""
+    batches = [
+        trades(n * MINUTE, (n + 1) * MINUTE, run, ((n * MINUTE + 10_000, n * MINUTE + 20_000),) if hole else ())
+        for n, run, hole in minutes
+    ]
+    waiting = [batches[at : at + together] for at in range(0, len(batches), together)]
+    runs = [joined([some[place] for place in run]) for some in waiting for run in runs_of(some)]
+    one, other = Folding(), Folding()
+    assert opens(one, *runs) == opens(other, *batches)
+    assert one == other
 
 
 def test_a_repeated_batch_makes_no_second_candle() -> None:

@@ -48,8 +48,8 @@ def prepare(workdir: Path, candles, graph, **changes: Any) -> Path:
 
 def start(workdir: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "models.gnn.train", str(workdir)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "models.gnn.train", str(workdir), str(os.getpid())],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -99,11 +99,10 @@ def test_a_stop_ends_the_training_between_epochs_without_a_model(candles, graph,
     for line in child.stdout:
         if "epoch" in msgspec.json.decode(line):
             break
-    asked_s = time.monotonic()
     child.send_signal(signal.SIGTERM)
     code, facts, _ = finish(child)
     assert code == EXIT_INTERRUPTED
-    assert time.monotonic() - asked_s < 5
+    assert len([fact for fact in facts if "epoch" in fact]) < 20  # of a thousand
     assert facts[-1]["interrupted"]
     assert not (workdir / "models").exists()
 
