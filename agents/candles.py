@@ -1,39 +1,80 @@
 """Trades become candles: market.trades -> fold_candles -> market.candles.
 
 Equal to the exchange's own candles in every field: sums are exact, tradeless buckets are flat, and a candle that was
-not seen whole is not made. The row carries what it has seen, so a repeated batch makes no second candle.
+not seen whole is not made. The row carries what it has seen, so a repeated batch makes no second candle; and it carries
+the candles that may not have reached their topic yet, because on brokers a row can be durable before them.
 """
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from app import topics
 from app.config import settings
-from app.core import Message, consumes, put
+from app.core import Message, app, consumes_together, put
 from app.telemetry import ROWS
 from models.folding import Folding, fold_batch
-from models.market import Batch, decode_batch, encode_batch, pack_columns
+from models.market import Batch, decode_batch, encode_batch, joined, pack_columns, runs_of
 from tables.candles_by_symbol import candles_by_symbol
 
+_on_their_way: dict[str, dict[bytes, asyncio.Future[Any]]] = {}  # batches by symbol
 
-@consumes(topics.market_trades)
-async def fold_candles(message: Message) -> None:
-    """Fold a batch of trades; send the candles that are complete now."""
-    trades = decode_batch(message.value)
-    key = message.key.decode()
+
+@consumes_together(topics.market_trades)
+async def fold_candles(messages: list[Message]) -> None:
+    """Fold batches of trades; send the candles that are complete now."""
+    by_symbol: dict[bytes, list[Message]] = {}
+    for message in messages:
+        by_symbol.setdefault(message.key, []).append(message)
+    for own in by_symbol.values():
+        await fold(own)
+
+
+async def fold(messages: list[Message]) -> None:
+    """The candles of one symbol's batches onto their topic, then the row that remembers them."""
+    last = messages[-1]
+    key, place = last.key.decode(), f"{last.topic}-{last.partition}"
     folding = candles_by_symbol.get(key) or Folding()
-    place = f"{message.topic}-{message.partition}"
-    if message.offset <= folding.at.get(place, -1):
-        candles_by_symbol.put(key, folding)  # repeated after a crash: what it made is on its topic already
-        return
-    closed = fold_batch(folding, trades, settings().candle_intervals)
-    for interval, columns in closed.items():
-        channel = f"candles_{interval}"
-        batch = Batch(
-            venue=trades.venue, symbol=trades.symbol, channel=channel, source="aggregated", run=trades.run,
-            ts_receipt_ms=trades.ts_receipt_ms, origin=message.place,
-            columns=pack_columns(channel, columns),
-        )  # fmt: skip
-        await put(topics.market_for(channel), message.key, encode_batch(batch))
-        ROWS.labels("fold_candles").inc(len(batch))
-    folding.at[place] = message.offset
-    candles_by_symbol.put(key, folding)
+    done = folding.at.get(place, -1)  # repeated after a crash: what they made is on its topic, or was sent again
+    fresh = [message for message in messages if message.offset > done]
+    # Single trades are the aggregate ones again.
+    read = [(message, decode_batch(message.value)) for message in fresh]
+    read = [(message, batch) for message, batch in read if batch.channel == "trades"]
+    batches = [batch for _, batch in read]
+    for run in runs_of(batches):
+        trades = joined([batches[number] for number in run])
+        for interval, columns in fold_batch(folding, trades, settings().candle_intervals).items():
+            channel = f"candles_{interval}"
+            batch = Batch(
+                venue=trades.venue, symbol=trades.symbol, channel=channel, run=trades.run,
+                source="aggregated" if len(trades) else "clock",  # closed because nobody traded any more
+                ts_receipt_ms=trades.ts_receipt_ms, origin=read[run[-1]][0].place,
+                columns=pack_columns(channel, columns),
+            )  # fmt: skip
+            await _send(key, encode_batch(batch))
+            ROWS.labels("fold_candles").inc(len(batch))
+    if fresh:
+        folding.at[place] = last.offset
+        folding.unsent = _unsent(key)
+    candles_by_symbol.put(key, folding, of=last)
+
+
+@app.on_rebalance_complete.connect
+async def send_again(*_: object, **__: object) -> None:
+    """Candles that a row before us was not sure of; repeats are the same documents."""
+    _on_their_way.clear()
+    for key, folding in candles_by_symbol.items():
+        for value in folding.unsent:
+            await _send(key, value)
+
+
+async def _send(key: str, value: bytes) -> None:
+    _on_their_way.setdefault(key, {})[value] = await put(topics.market_for("candles"), key.encode(), value)
+
+
+def _unsent(key: str) -> list[bytes]:
+    """What is not known to be on its topic."""
+    open_ = {value: sent for value, sent in _on_their_way.get(key, {}).items() if not sent.done()}
+    _on_their_way[key] = open_
+    return list(open_)

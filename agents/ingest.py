@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from app import outside, topics
 from app.config import settings
-from app.core import backlog, put
+from app.core import put
 from app.telemetry import EXCHANGE_WAITS
 from app.work import Finished, Job, work
 from models import spans
@@ -19,10 +19,10 @@ from models.control import LOADER, Json
 from models.market import Span, encode_page_info, stream_key
 
 CHECKPOINT_PAGES = 20
-ALIGN_MS = 3_600_000  # gaps are asked for from the full hour, so that candles made from trades are whole
+ALIGN_MS = 3_600_000  # gaps are asked for in full hours, so that candles made from trades are whole
 
 
-@work(LOADER)
+@work(LOADER, lets_go=True)
 async def load(job: Job) -> Finished:
     """The pages of one stream's missing spans, in order, onto its raw topic."""
     step = job.step
@@ -57,8 +57,8 @@ async def load(job: Job) -> Finished:
 
 
 def remaining(gaps: Sequence[Span], asked: Span, cursor: Json | None) -> list[Span]:
-    """What a load still has to ask for: from the full hour before each gap; after a checkpoint, from its gap on."""
-    aligned = [(max(asked[0], start - start % ALIGN_MS), end) for start, end in gaps]
+    """What a load still has to ask for: the full hours of each gap; after a checkpoint, from its gap on."""
+    aligned = [(max(asked[0], start - start % ALIGN_MS), min(asked[1], end + -end % ALIGN_MS)) for start, end in gaps]
     todo = spans.union(aligned)
     if cursor is None:
         return todo
@@ -73,7 +73,7 @@ def _cursor_in(cursor: Json | None, gap: Span) -> Json | None:
 async def _wait_for_readers(job: Job, channel: str) -> None:
     """Back-pressure: a loader never runs further ahead of the store than LOADER_BACKLOG batches."""
     waiting = (topics.raw_for(channel), topics.market_for(channel))
-    while sum(backlog(topic) for topic in waiting) > settings().loader_backlog:
+    while sum(topics.waiting(topic) for topic in waiting) > settings().loader_backlog:
         await job.report(message="waits for the store")
         await asyncio.sleep(0.05)
 

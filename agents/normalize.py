@@ -1,39 +1,68 @@
-"""Raw pages become market batches: raw.trades, raw.candles -> normalize_pages -> market.trades, market.candles.
+"""Raw pages and frames become market batches: raw.trades, raw.candles -> normalize_pages -> market.trades,
+market.candles.
 
-A row that cannot be read goes to dead-letters with its bytes and leaves a hole in the batch's coverage; the other
-rows of its page go on. A page that cannot be read at all is one hole. At least once: a batch keeps its page's position.
+A row or frame that cannot be read goes to dead-letters with its bytes and leaves a hole in the batch's coverage; the
+others go on. A page that cannot be read at all is one hole. Of live candles only the closed ones become rows.
+At least once: a batch keeps the position of what it was made from.
 """
 
 from __future__ import annotations
 
-from adapters.exchanges.base import Exchange, Parsed
+from collections.abc import Sequence
+
+import msgspec
+
+from adapters.exchanges.base import Exchange, Parsed, RejectedFrame
 from app import outside, topics
 from app.core import Message, consumes, dead_letter, put
 from app.errors import ExchangeError
 from app.telemetry import ROWS
 from models.market import (
     Batch,
+    Frame,
+    FramesInfo,
     PageInfo,
     Span,
+    decode_frames,
+    decode_frames_info,
     decode_page_info,
     empty_columns,
     encode_batch,
+    encode_frames,
+    encode_frames_info,
     encode_page_info,
     pack_columns,
 )
+from models.spans import clip
 
 
 @consumes(topics.raw_trades, topics.raw_candles)
 async def normalize_pages(message: Message) -> None:
-    """Parse a page once; what is behind works on its columns."""
+    """Parse a page or a message of frames once; what is behind works on its columns."""
+    if "frames" in message.headers:
+        await _normalize_frames(message)
+        return
     info = decode_page_info(message.headers["page"])
     batch, rejected = normalize(outside.parser(), info, message.value, message.place)
     for row, reason, span in rejected:
-        again = PageInfo(
-            **{name: getattr(info, name) for name in info.__struct_fields__} | {"covers": span, "asked": span}
-        )
+        again = msgspec.structs.replace(info, covers=span, asked=span)
         await dead_letter(message, reason, value=row, headers={"page": encode_page_info(again)})
-    await put(topics.market_for(info.channel), message.key, encode_batch(batch))
+    await _put(message, batch)
+
+
+async def _normalize_frames(message: Message) -> None:
+    info = decode_frames_info(message.headers["frames"])
+    batch, rejected = normalize_frames(outside.parser(), info, decode_frames(message.value), message.place)
+    for bad in rejected:
+        again = msgspec.structs.replace(info, covers=bad.hole)
+        headers = {"frames": encode_frames_info(again)}
+        await dead_letter(message, bad.reason, value=encode_frames([bad.frame]), headers=headers)
+    if len(batch) or batch.covers:
+        await _put(message, batch)
+
+
+async def _put(message: Message, batch: Batch) -> None:
+    await put(topics.market_for(batch.channel), message.key, encode_batch(batch))
     ROWS.labels("normalize_pages").inc(len(batch))
 
 
@@ -52,7 +81,23 @@ def normalize(
         rejected = [(body, str(error), info.covers)]
     batch = Batch(
         venue=info.venue, symbol=info.symbol, channel=info.channel, source=info.source, run=info.run,
-        ts_receipt_ms=info.ts_receipt_ms, origin=origin, covers=info.covers, missing=parsed.missing,
-        unrecoverable=parsed.unrecoverable, columns=pack_columns(info.channel, parsed.columns),
+        ts_receipt_ms=info.ts_receipt_ms, origin=origin, covers=info.covers, asked=info.asked or info.covers,
+        missing=parsed.missing, unrecoverable=parsed.unrecoverable, columns=pack_columns(info.channel, parsed.columns),
     )  # fmt: skip
     return batch, rejected
+
+
+def normalize_frames(
+    exchange: Exchange, info: FramesInfo, frames: Sequence[Frame], origin: tuple[str, int, int]
+) -> tuple[Batch, Sequence[RejectedFrame]]:
+    """Live frames as a batch, and those that had to be left out. What `info` says to lack is missing."""
+    parsed = exchange.parse_frames(info.channel, frames)
+    missing: list[Span] = [info.covers] if info.covers and info.lacks else []
+    if info.covers:
+        missing += clip([bad.hole for bad in parsed.rejected if bad.hole], *info.covers)
+    batch = Batch(
+        venue=info.venue, symbol=info.symbol, channel=info.channel, source=info.source, run=info.run,
+        ts_receipt_ms=info.ts_receipt_ms, origin=origin, covers=info.covers, missing=tuple(missing),
+        columns=pack_columns(info.channel, parsed.columns),
+    )  # fmt: skip
+    return batch, parsed.rejected

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from app import outside, topics
+from app.config import settings
 from app.core import Message, consumes, dead_letter, stop_process
 from app.errors import CommandRejected, StoreBusy, StoreError, UnknownRun
-from app.telemetry import COMMANDS
+from app.telemetry import COMMANDS, HEALS
 from app.work import send_event, send_task
 from models import control
 from models.control import Command, Json, Step, TaskMessage, Workflow
@@ -26,7 +27,8 @@ from tables.workflows import workflows
 log = logging.getLogger(__name__)
 
 COPY_WAIT_S = 0.3  # a ping must be answered within a second
-_copies: set[asyncio.Task[None]] = set()
+_uncopied: dict[str, Json] = {}  # the newest document of each run that the store does not have yet
+_copying: asyncio.Task[None] | None = None
 
 
 @consumes(topics.queue_control, topics.queue_events)
@@ -71,6 +73,9 @@ async def follow(said: Json, offset: int) -> None:
     run.at["queue-events"] = offset
     if control.apply_event(run, said):
         run.updated_at = time.time()
+        for step in control.active(run):
+            if why := step.extra.pop("failed", None):
+                await _start_again(run, step, str(why))
         await _go_on(run)
 
 
@@ -117,6 +122,35 @@ async def ping(command: Command, said: Json, message: Message) -> None:
         await send_event(control.make_pong(run, command.sent_at, workers=1))
 
 
+async def heal(command: Command, said: Json, message: Message) -> None:
+    """Start silent steps again from their checkpoint; `payload` may say of which task and attempt, and why."""
+    wanted, why = command.payload, str(command.payload.get("why") or "asked for")
+    for run in addressed(command):
+        if message.offset > run.at.get("queue-control", -1):
+            run.at["queue-control"] = message.offset
+            for step in control.active(run):
+                meant = wanted.get("task", step.task_id), wanted.get("attempt", step.attempt)
+                if command.target in ("", step.target) and meant == (step.task_id, step.attempt):
+                    await _start_again(run, step, why)
+        await _go_on(run)
+
+
+async def _start_again(run: Workflow, step: Step, why: str) -> None:
+    """The next attempt of a step from its checkpoint, after a pause; after HEAL_LIMIT of them its end."""
+    limit = settings().heal_limit
+    not_before = control.heal(step, limit, time.time(), why)
+    if not_before is None:
+        await send_task(_task_message("stop", run, step))  # whoever still has it lets go
+        await send_event(control.step_event("error", run.queue_id, step, message=step.error, error=step.error))
+        return
+    launch = _task_message("launch", run, step)
+    launch.step, launch.goes_on, launch.not_before = step, True, not_before
+    await send_task(launch)
+    text = f"started again ({step.heals} of {limit}): {why}"
+    await send_event(control.step_event("healed", run.queue_id, step, message=text))
+    HEALS.labels(step.target).inc()
+
+
 async def status(command: Command, said: Json, message: Message) -> None:
     for run in addressed(command):
         extra = {"state": run.state, "steps": msgspec.to_builtins(run.steps)}
@@ -135,7 +169,10 @@ async def tell(command: Command, said: Json, message: Message) -> None:
         await send_task(task_message)
 
 
-_ANSWERS = {"start": start, "stop": stop, "ping": ping, "status": status, "simulate-loading": tell, "fail-after": tell}
+_ANSWERS = {
+    "start": start, "stop": stop, "ping": ping, "status": status, "heal": heal, "simulate-loading": tell,
+    "fail-after": tell,
+}  # fmt: skip
 
 
 def addressed(command: Command) -> list[Workflow]:
@@ -153,10 +190,11 @@ async def _go_on(run: Workflow) -> None:
     was_live = run.live
     for step in control.ready(run):
         step.attempt += 1
-        step.state = "launched"
+        step.state, step.updated_at = "launched", time.time()
         step.inputs = [run.steps[i].extra for i in step.needs]
         launch = _task_message("launch", run, step)
         launch.step = step
+        launch.goes_on = step.target == control.STREAMER  # what passed since it was stopped is a hole it has to fill
         await send_task(launch)
         run.state = "running"
     run.state = control.conclude(run)
@@ -184,25 +222,29 @@ async def _keep(run: Workflow) -> None:
         "updated_ms": run.revision,
         "state": msgspec.to_builtins(run),
     }
-    copying = asyncio.create_task(_copy(document))
-    _copies.add(copying)
-    copying.add_done_callback(_copies.discard)
-    await asyncio.wait({copying}, timeout=COPY_WAIT_S)
+    global _copying  # noqa: PLW0603 -- one copier for all runs
+    _uncopied[run.queue_id] = document
+    if _copying is None or _copying.done():
+        _copying = asyncio.create_task(_copy())
+    await asyncio.wait({_copying}, timeout=COPY_WAIT_S)
 
 
-async def _copy(document: Json) -> None:
-    """An older revision never replaces a newer one, so copies may overtake each other."""
-    while True:
+async def _copy() -> None:
+    """Until the store has the newest of every run; an older revision never replaces a newer one there."""
+    while _uncopied:
+        documents = list(_uncopied.values())
         try:
-            result = await asyncio.to_thread(outside.store().upsert, "queue_state", [document])
+            result = await asyncio.to_thread(outside.store().upsert, "queue_state", documents)
         except StoreBusy as error:
             await asyncio.sleep(error.retry_after_s)
+            continue
         except StoreError as error:
             stop_process(error)
-        else:
-            if result.errors:
-                log.error("the run %s cannot be stored: %s", document["queue_id"], result.errors[0][2])
-            return
+        for index, _, why in result.errors:
+            log.error("the run %s cannot be stored: %s", documents[index]["queue_id"], why)
+        for document in documents:
+            if _uncopied[document["queue_id"]] is document:
+                del _uncopied[document["queue_id"]]
 
 
 def _task_message(kind: Any, run: Workflow, step: Step) -> TaskMessage:

@@ -1,7 +1,8 @@
 """Tasks are owned by the worker that holds their partition: queue-tasks -> run_tasks -> queue-events.
 
 A launch starts the target's work beside this agent; the row keeps its checkpoint, so that whoever holds the
-partition after a crash goes on from there. A repeated launch starts nothing, a stop ends the work within a deadline.
+partition after a crash or a rebalance goes on from there. A repeated launch starts nothing, a stop ends the work within
+a deadline. A worker takes the tasks of the work that its role has, and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -9,24 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import msgspec
+from faust.types import TP
 
 from app import topics
 from app.config import settings
-from app.core import Message, app, consumes, dead_letter, is_outage
-from app.errors import StreamForgeError
+from app.core import Message, app, assignment, consumes, dead_letter, flush, is_outage
+from app.errors import StreamForgeError, TaskLost
 from app.telemetry import TASKS, run_of_this_task
-from app.work import WORK, Job, send_task
-from models.control import Task, TaskMessage, apply_task
+from app.work import LETS_GO, WORK, Job, send_task
+from models.control import ANY_ATTEMPT, Task, TaskMessage, apply_task
 from tables.tasks import tasks
 
 log = logging.getLogger(__name__)
 
 OUTAGE_WAIT_S = 2.0
+LAST_WORD_WAIT_S = 1.0
 _at_work: dict[str, tuple[Job, asyncio.Task[None]]] = {}
 _background: set[asyncio.Task[Any]] = set()
+_said_last: set[tuple[str, int]] = set()  # (task, attempt) whose last word is on its way to the row
 
 
 @consumes(topics.queue_tasks)
@@ -37,55 +43,103 @@ async def run_tasks(message: Message) -> None:
     except msgspec.MsgspecError as error:
         await dead_letter(message, str(error))
         return
+    if said.step is not None and said.step.target not in WORK:
+        return
     row = tasks.get(said.task_id)
     repeated = row is not None and message.offset <= row.at.get("queue-tasks", -1)
     if not repeated:
         row = apply_task(row, said, message.partition)
+    if said.kind == "ended":
+        _said_last.discard((said.task_id, said.attempt))
     if row is None:
         return
     row.at["queue-tasks"] = max(message.offset, row.at.get("queue-tasks", -1))
     tasks.put(row.task_id, row)
+    job, work = _at_work.get(said.task_id, (None, None))
     if said.kind == "launch" and row.state == "active" and row.attempt == said.attempt:
         begin(row)
-    elif (job := _at_work.get(said.task_id)) and said.kind in ("stop", "tell") and job[0].attempt == said.attempt:
-        if said.kind == "tell":
-            job[0].told.put_nowait(said.command)
-        else:
-            job[0].stopping = True
-            job[1].cancel()
-    elif said.kind == "stop" and row.state == "stopping":
+    elif job and said.kind == "tell" and said.attempt in (job.attempt, ANY_ATTEMPT):
+        job.told.put_nowait(said.command)
+    elif job and work and job.attempt == said.attempt:
+        if said.kind == "stop":
+            job.stopping = True
+            work.cancel()
+        elif said.kind == "ended" and not job.ended:
+            work.cancel()  # its owner before us said the last word, and we began again before we had read it
+    elif said.kind == "stop" and row.state == "stopping" and (row.task_id, row.attempt) not in _said_last:
         begin(row)  # nobody is at work on it any more: only its last word is missing
 
 
-@app.task
-async def go_on_after_restart() -> None:
-    """Every task that was active when its worker ended goes on from its checkpoint. Runs after recovery."""
+# --- whose tasks are they ---------------------------------------------------------------------------------------------
+
+
+@app.on_partitions_revoked.connect
+async def let_go_of_loaders(*_: object, revoked: Iterable[TP] = (), **__: object) -> None:
+    """Before partitions are given away: loaders stop and what they sent is durable, so no two of them run.
+
+    Other work goes on; if its partition does not come back, it is ended then (`take_over`).
+    """
+    await _cancel(task for job, task in _at_work.values() if job.step.target in LETS_GO)
+    await flush()
+
+
+@app.on_rebalance_complete.connect
+async def take_over(*_: object, **__: object) -> None:
+    """Tables are recovered: what was active goes on here from its checkpoint, what went elsewhere ends here."""
+    owned = _owned()
+    _said_last.clear()  # what was sent may be for another worker to read
+    _beside(_cancel([task for job, task in _at_work.values() if job.partition not in owned]))
     for row in tasks.values():
-        if row.state in ("active", "stopping"):
-            begin(row)
+        _begin_if_ours(row.task_id)
 
 
 @app.on_before_shutdown.connect
 async def let_go(*_: object, **__: object) -> None:
     """A worker that ends lets its tasks go without a word: they are still wanted, and go on after the restart."""
-    jobs = [task for _, task in _at_work.values()]
+    await _cancel(task for _, task in _at_work.values())
+
+
+def _owned() -> set[int]:
+    return {tp.partition for tp in assignment() if tp.topic == topics.queue_tasks.get_topic_name()}
+
+
+def _beside(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+    return task
+
+
+async def _cancel(work: Iterable[asyncio.Task[None]]) -> None:
+    jobs = list(work)
     for task in jobs:
         task.cancel()
     if jobs:
         await asyncio.wait(jobs, timeout=settings().stop_deadline_s)
 
 
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
 def begin(row: Task) -> None:
-    """Start the task's work, after what an older attempt may still have to say."""
+    """Start the task's work, after what an older attempt may still be doing."""
     if known := _at_work.get(row.task_id):
         if known[0].attempt < row.attempt:
-            known[1].add_done_callback(lambda _: begin(tasks.get(row.task_id) or row))
+            known[1].cancel()  # it was given up as silent
+            known[1].add_done_callback(lambda _: _begin_if_ours(row.task_id))
         return
     job = Job(row)
     job.stopping = row.state == "stopping"
     task = asyncio.create_task(_run(job, resumed=row.cursor is not None))
     _at_work[row.task_id] = (job, task)
     task.add_done_callback(lambda _: _at_work.pop(row.task_id, None))
+
+
+def _begin_if_ours(task_id: str) -> None:
+    """What is to be done on a task by now, where its partition has not gone elsewhere meanwhile."""
+    row = tasks.get(task_id)
+    if row and row.state in ("active", "stopping") and row.partition in _owned():
+        begin(row)
 
 
 async def _run(job: Job, resumed: bool) -> None:
@@ -96,8 +150,11 @@ async def _run(job: Job, resumed: bool) -> None:
     with TASKS.labels(target).track_inprogress():
         try:
             if job.stopping:
-                await _end(job, "interrupted", "stopped")
+                await asyncio.sleep(LAST_WORD_WAIT_S)  # perhaps it was said, and is only not read yet
+                if (row := tasks.get(job.task_id)) is None or row.state == "stopping":
+                    await _end(job, "interrupted", "stopped")
                 return
+            await asyncio.sleep(max(0.0, job.not_before - time.time()))
             await job.emit("loading" if resumed else "started", message="goes on" if resumed else "")
             result = await _work_through_outages(job)
             await _end(
@@ -110,16 +167,16 @@ async def _run(job: Job, resumed: bool) -> None:
             )
         except asyncio.CancelledError:
             if not job.stopping:
-                raise  # the worker ends; the task goes on elsewhere
-            closing = asyncio.create_task(_end(job, "interrupted", "stopped"))
-            _background.add(closing)
-            closing.add_done_callback(_background.discard)
-            await asyncio.shield(closing)
+                raise  # the worker ends, or the task goes on elsewhere
+            if not job.ended:
+                await _end(job, "interrupted", "stopped")
+        except TaskLost as error:
+            await _fail(job, str(error))
         except StreamForgeError as error:
             await _end(job, "error", str(error), error=str(error))
         except Exception as error:
             log.exception("%s failed", job.task_id)
-            await _end(job, "error", f"{type(error).__name__}: {error}", error=f"{type(error).__name__}: {error}")
+            await _fail(job, f"{type(error).__name__}: {error}")
         finally:
             heartbeat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -139,8 +196,23 @@ async def _work_through_outages(job: Job) -> Any:
 
 
 async def _end(job: Job, state: str, message: str, **facts: Any) -> None:
-    """The terminal word first, then the row: a crash between them says the word again, and the first one counts."""
-    await job.emit(state, message=message, **facts)
-    await send_task(
-        TaskMessage(kind="ended", task_id=job.task_id, queue_id=job.queue_id, attempt=job.attempt, state=state)
-    )
+    """The last word of this attempt, once: a stop that comes meanwhile does not take it back."""
+    await _say_last(job, state, state, message=message, **facts)
+
+
+async def _fail(job: Job, why: str) -> None:
+    """This attempt failed in a way that the next one may not: the manager decides whether there is one."""
+    await _say_last(job, "failed", "loading", message=f"failed: {why}", extra={"failed": why})
+
+
+async def _say_last(job: Job, state: str, word: str, **facts: Any) -> None:
+    """The word first, then the row: a crash between them says the word again, and the first one counts."""
+    job.ended = True
+    _said_last.add((job.task_id, job.attempt))
+    ended = TaskMessage(kind="ended", task_id=job.task_id, queue_id=job.queue_id, attempt=job.attempt, state=state)
+
+    async def say() -> None:
+        await job.emit(word, **facts)
+        await send_task(ended)
+
+    await asyncio.shield(_beside(say()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,32 +17,33 @@ import msgspec
 from adapters.stores import collections
 from adapters.stores.base import Store
 from app import outside, topics
-from app.core import Message, backlog, consumes, dead_letter
+from app.core import Message, consumes, consumes_together, dead_letter
 from app.errors import RunFailed
 from app.telemetry import ROWS
 from app.work import Finished, Job, work
 from models import spans
 from models.control import CONNECTOR, Json
 from models.coverage import Coverage, stream_name
-from models.market import Batch, decode_batch, interval_of
+from models.market import TRADE_CHANNELS, Batch, decode_batch, interval_of, joined, runs_of
 from tables.coverage_by_stream import coverage_by_stream
 
 POLL_S = 0.2
 QUIET_S = 5.0  # nothing waits on the topics and the ledger stands still: what is not settled by now is missing
 # The exchange's own candle outranks the one we made from its trades; live ones lie between until history is loaded.
-CANDLE_VERSIONS = {"aggregated": 1, "live": 2, "replay": 2, "history": 3}
+CANDLE_VERSIONS = {"aggregated": 1, "clock": 1, "live": 2, "replay": 2, "history": 3}
 
 
-@consumes(topics.market_trades, topics.market_candles)
-async def store_batches(message: Message) -> None:
-    """Write a batch, then its ledger."""
-    batch = decode_batch(message.value)
-    ledger, refused = await asyncio.to_thread(store_batch, outside.store(), collection_of(batch.channel), batch)
-    if refused:
-        await dead_letter(message, refused)
-    ledger.at[f"{message.topic}-{message.partition}"] = message.offset
-    coverage_by_stream.put(stream_name(batch.venue, batch.symbol, batch.channel), ledger)
-    ROWS.labels("store_batches").inc(len(batch))
+@consumes_together(topics.market_trades, topics.market_candles)
+async def store_batches(messages: list[Message]) -> None:
+    """Write batches, then their ledgers."""
+    batches = [decode_batch(message.value) for message in messages]
+    for run, ledger, refused in await asyncio.to_thread(store_all, batches):  # it may wait for the store
+        for place, why in refused.items():
+            await dead_letter(messages[place], why)
+        batch, message = batches[run[-1]], messages[run[-1]]
+        ledger.at[f"{message.topic}-{message.partition}"] = message.offset
+        coverage_by_stream.put(stream_name(batch.venue, batch.symbol, batch.channel), ledger, of=message)
+        ROWS.labels("store_batches").inc(sum(len(batches[place]) for place in run))
 
 
 @consumes(topics.queue_events)
@@ -59,9 +61,30 @@ async def keep_events(message: Message) -> None:
 @cache
 def collection_of(channel: str) -> str:
     """The collection of a channel's rows, created when it is not there."""
-    spec = collections.TRADES if channel == "trades" else collections.candles(interval_of(channel))
+    spec = {"trades": collections.TRADES, "fills": collections.FILLS}.get(channel)
+    spec = spec or collections.candles(interval_of(channel))
     outside.store().ensure(spec)
     return spec.name
+
+
+def store_all(batches: Sequence[Batch]) -> list[tuple[list[int], Coverage, dict[int, str]]]:
+    """In one transaction; for each run of batches its places, the ledger, and why rows were refused, by place.
+
+    Raises StoreBusy, StoreError.
+    """
+    store, done = outside.store(), []
+    collections_of = {batch.channel: collection_of(batch.channel) for batch in batches}
+    with store.together():
+        for run in runs_of(batches):
+            parts = [batches[place] for place in run]
+            collection = collections_of[parts[0].channel]
+            ledger, why = store_batch(store, collection, joined(parts))
+            refused = {run[0]: why} if why else {}
+            if why and len(run) > 1:  # whose rows they were
+                said = [store_batch(store, collection, part) for part in parts]
+                ledger, refused = said[-1][0], {place: why for place, (_, why) in zip(run, said, strict=True) if why}
+            done.append((run, ledger, refused))
+    return done
 
 
 def store_batch(store: Store, collection: str, batch: Batch) -> tuple[Coverage, str]:
@@ -74,7 +97,7 @@ def store_batch(store: Store, collection: str, batch: Batch) -> tuple[Coverage, 
     with store.together():
         if len(batch):
             columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
-            if batch.channel != "trades":
+            if batch.channel not in TRADE_CHANNELS:
                 columns |= {"source": batch.source, "version": CANDLE_VERSIONS[batch.source]}
             if errors := store.upsert_columns(collection, columns).errors:
                 refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
@@ -86,7 +109,7 @@ def store_batch(store: Store, collection: str, batch: Batch) -> tuple[Coverage, 
                 "venue": batch.venue, "symbol": batch.symbol, "channel": batch.channel,
                 "updated_ms": int(time.time() * 1000),
                 "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
-                "raw": ledger.raw,
+                "asked": ledger.asked, "raw": ledger.raw,
             }])  # fmt: skip
     return ledger, refused
 
@@ -101,7 +124,7 @@ async def persist(job: Job) -> Finished:
     assert step.range_ms is not None
     start, end = step.range_ms
     store = outside.store()
-    collection = collection_of(step.channel)
+    collection = await asyncio.to_thread(collection_of, step.channel)
     time_column = "ts_ms" if step.channel == "trades" else "ts"
     eq = {"venue": outside.VENUE, "symbol": step.symbol}
     quiet = Quiet(step.channel)
@@ -109,7 +132,8 @@ async def persist(job: Job) -> Finished:
         ledger = await asyncio.to_thread(outside.read_coverage, store, step.symbol, step.channel)
         known = ledger.within(start, end)
         await job.report(progress=spans.length(known.stored) / (end - start), message=f"until {time_column} is covered")
-        if has_arrived(ledger, step.inputs) and (ledger.settled([(start, end)]) or quiet.for_long(ledger)):
+        # A page that was lost on its way never arrives: then nothing waits anywhere, and the ledger shows the hole.
+        if (has_arrived(ledger, step.inputs) and ledger.settled([(start, end)])) or quiet.for_long(ledger):
             break
         await asyncio.sleep(POLL_S)
     known.missing = known.gaps_besides(start, end)
@@ -131,7 +155,7 @@ class Quiet:
         self._since = time.monotonic()
 
     def for_long(self, ledger: Coverage) -> bool:
-        if ledger != self._seen or any(backlog(topic) for topic in self._topics):
+        if ledger != self._seen or any(topics.waiting(topic) for topic in self._topics):
             self._seen, self._since = ledger, time.monotonic()
         return time.monotonic() - self._since > QUIET_S
 

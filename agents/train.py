@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -21,7 +22,8 @@ import msgspec
 from adapters.stores import graphs
 from app import outside
 from app.config import settings
-from app.errors import RunFailed, StoreError
+from app.core import on_abandon
+from app.errors import RunFailed, StoreError, TaskLost
 from app.work import Finished, Job, work
 from models.control import TRAINER, Json, Step, graph_name
 from models.gnn.dataset import save_inputs
@@ -37,18 +39,22 @@ async def train(job: Job) -> Finished:
     request = training_request(job.step, job.queue_id)
     await asyncio.to_thread(prepare, job.step, request, workdir)
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "models.gnn.train", str(workdir),
+        sys.executable, "-m", "models.gnn.train", str(workdir), str(os.getpid()),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
+    on_abandon.append(child.kill)
     try:
         said = asyncio.create_task(child.stderr.read() if child.stderr else asyncio.sleep(0, b""))
         done = await follow(job, child)
         code = await child.wait()
     finally:
         await _end_child(child)
+        on_abandon.remove(child.kill)
         shutil.rmtree(workdir, ignore_errors=True)
     if code != 0 or "done" not in done:
         last = (await said).decode(errors="replace").strip().splitlines()[-1:]
+        if code < 0:
+            raise TaskLost(f"the training was killed by signal {-code}")
         raise RunFailed(str(done.get("error") or f"the training ended with exit code {code}: {' '.join(last)}"))
     await asyncio.to_thread(publish, request, job.queue_id, done)
     extra = {"model": request.name, "version": request.version, "artifact": done["done"],

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from adapters.stores import collections
 from adapters.stores.sqlite import SqliteStore
-from agents.store import describe, has_arrived, store_batch
+from agents import store as agent
+from agents.store import describe, has_arrived, store_all, store_batch
 from models.coverage import Coverage
 from models.market import CANDLE_COLUMNS, Batch, pack_columns
 
@@ -56,6 +58,16 @@ def test_the_ledger_is_stored_with_what_it_speaks_of(store: SqliteStore) -> None
     assert document is not None
     assert document["stored"] == [[0, 3 * MINUTE]]
     assert document["raw"] == {"raw.candles-1": 7}
+
+
+def test_two_runs_of_one_stream_stored_together_are_both_in_its_ledger(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent.outside, "store", lambda: store)
+    monkeypatch.setattr(agent, "collection_of", lambda _channel: SPEC.name)
+    other = msgspec.structs.replace(candles(), run="other", covers=(60 * MINUTE, 63 * MINUTE))
+    ledgers = [ledger for _, ledger, _ in store_all([candles(), other, candles()])]
+    assert ledgers[-1].stored == [(0, 3 * MINUTE), (60 * MINUTE, 63 * MINUTE)]
 
 
 def test_refused_rows_are_missing_not_stored(store: SqliteStore) -> None:
