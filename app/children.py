@@ -1,17 +1,22 @@
-"""A simulated exchange and a worker as child processes that end with this one, however it ends."""
+"""A simulated exchange and workers as child processes that end with this one, however it ends.
+
+They may be killed, paused and started again: experiments do so. Start them from the main thread: the kernel ends them
+with the thread that started them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import select
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from types import FrameType
 
 from app.client import Worker
 from app.config import settings
@@ -23,63 +28,135 @@ READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 15.0
 
 
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: everything is stopped in order."""
+
+
+class Child:
+    """`python -m app ARGUMENTS`, its words in a file; started again, it adds to them."""
+
+    def __init__(
+        self, name: str, arguments: list[str], own: dict[str, str], log: Path, *, ends_with_us: bool = True
+    ) -> None:
+        self.name, self.log = name, log
+        self.process: subprocess.Popen[bytes] | None = None
+        self._arguments, self._own, self._ends_with_us = arguments, own, ends_with_us
+        log.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Does not wait until it is ready."""
+        ends = ["--end-with", str(os.getpid())] if self._ends_with_us else []
+        with self.log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app", *self._arguments, *ends],
+                cwd=Path(__file__).parent.parent, env={**os.environ, **self._own},  # noqa: TID251 (handed on, not read)
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True,  # Ctrl-C is for this process; it ends the others in order
+            )  # fmt: skip
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it lives, and before it was started."""
+        return None if self.process is None else self.process.poll()
+
+    @property
+    def lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.lives:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, which it cannot notice; returns when it has gone."""
+        self.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+
+    def ask_to_stop(self) -> None:
+        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGCONT)  # one that is paused hears nothing else
+
+    def wait(self, within_s: float = STOP_WITHIN_S) -> None:
+        """Until it has ended; one that does not is killed."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def last_line(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
 class Children:
-    """The exchange and the worker as processes of their own, their words in files of the folder."""
+    """The exchange and the workers as processes of their own, their words in files of the folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._running: list[tuple[str, subprocess.Popen[bytes], Path]] = []
-        self._files: list[IO[bytes]] = []
+        self._all: list[Child] = []
 
     def __enter__(self) -> Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The worker first, so that it never meets an exchange that has gone."""
-        for _name, child, _log in reversed(self._running):
-            if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(STOP_WITHIN_S)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
-        for file in self._files:
-            file.close()
+        """The workers first, all at once, so that none meets an exchange that has gone."""
+        workers, others = [c for c in self._all if c.name != "exchange"], [c for c in self._all if c.name == "exchange"]
+        for group in (workers, others):
+            for child in group:
+                child.ask_to_stop()
+            for child in group:
+                child.wait()
 
-    def start_exchange(self, data: Path | None) -> str:
-        """Its address, once it answers."""
-        arguments = ["exchange", "--port", "0", "--seed", str(SEED)]
+    def start_exchange(self, data: Path | None, seed: int = SEED, port: int = 0, more: Sequence[str] = ()) -> str:
+        """Its address, once it answers; `more` of its arguments."""
+        arguments = ["exchange", "--port", str(port), "--seed", str(seed), *more]
         arguments += ["--data", str(data.resolve())] if data else []
-        child = self._start("exchange", arguments, {}, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        self._files.append(child.stdout)
-        ready = json.loads(self._first_line(child.stdout) or "{}")
-        if "url" not in ready:
+        child = self.make("exchange", arguments, {})
+        child.start()
+        give_up_s = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < give_up_s:
             self.check()
-            raise RunFailed(
-                f"the simulated exchange did not start within {READY_WITHIN_S:g} s: see {self.log_of('exchange')}"
-            )
-        return str(ready["url"])
+            for line in child.log.read_text(errors="replace").splitlines(keepends=True):
+                if line.startswith('{"') and line.endswith("\n") and "url" in (said := json.loads(line)):
+                    return str(said["url"])
+            time.sleep(0.05)
+        raise RunFailed(f"the simulated exchange did not start within {READY_WITHIN_S:g} s: see {child.log}")
 
-    def start_worker(self, exchange_url: str) -> Worker:
+    def start_worker(self, exchange_url: str, **settings_of_it: str) -> Worker:
         """A client of it, once its tables are recovered."""
         port = free_port(settings().web_port)
         own = {
             "DATA_DIR": str(self._folder), "STORE_URL": f"sqlite:///{self._folder / 'store.db'}",
             "BINANCE_API_URL": exchange_url, "WEB_BIND": "127.0.0.1", "WEB_PORT": str(port),
+            **settings_of_it,
         }  # fmt: skip
-        self._start("worker", ["worker"], own)
+        self.make("worker", ["worker"], own).start()
         token = settings().api_token
         worker = Worker(f"http://127.0.0.1:{port}", token.get_secret_value() if token else None)
+        self.wait_until_ready(worker)
+        return worker
+
+    def make(self, name: str, arguments: list[str], own: dict[str, str]) -> Child:
+        """A child that is not started yet, and will be ended with the others."""
+        self._all.append(Child(name, arguments, own, self.log_of(name)))
+        return self._all[-1]
+
+    def child(self, name: str) -> Child:
+        return next(child for child in self._all if child.name == name)
+
+    def wait_until_ready(self, worker: Worker, name: str = "worker") -> None:
+        """Raises RunFailed when it does not become ready, or a child has gone."""
         give_up_s = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < give_up_s:
             self.check()
             with suppress(WorkerUnreachable):
                 if worker.ready():
-                    return worker
+                    return
             time.sleep(0.1)
-        raise RunFailed(f"the worker was not ready within {READY_WITHIN_S:g} s: see {self.log_of('worker')}")
+        raise RunFailed(f"the {name} was not ready within {READY_WITHIN_S:g} s: see {self.log_of(name)}")
 
     def log_of(self, name: str) -> Path:
         """The file with what a child said."""
@@ -87,32 +164,29 @@ class Children:
 
     def check(self) -> None:
         """Raises RunFailed when a child has gone."""
-        for name, child, log in self._running:
-            if (code := child.poll()) is not None:
-                raise RunFailed(f"the {name} ended with exit code {code}: {_last_line(log)} (all of it: {log})")
+        for child in self._all:
+            if (code := child.exit_code) is not None:
+                said = f"{child.last_line()} (all of it: {child.log})"
+                raise RunFailed(f"the {child.name} ended with exit code {code}: {said}")
 
-    def _start(
-        self, name: str, arguments: list[str], own: dict[str, str], stdout: int | None = None
-    ) -> subprocess.Popen[bytes]:
-        log = self.log_of(name)
-        file = log.open("wb")
-        self._files.append(file)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "app", *arguments, "--end-with", str(os.getpid())],
-            cwd=Path(__file__).parent.parent, env={**os.environ, **own},  # noqa: TID251 (handed on, not read)
-            stdin=subprocess.DEVNULL, stdout=file if stdout is None else stdout, stderr=file,
-            start_new_session=True,  # Ctrl-C is for this process; it ends the others in order
-        )  # fmt: skip
-        self._running.append((name, child, log))
-        return child
 
-    def _first_line(self, stream: IO[bytes]) -> bytes:
-        give_up_s = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < give_up_s:
-            if select.select([stream], [], [], 0.2)[0]:
-                return stream.readline()
-            self.check()
-        return b""
+@contextmanager
+def interrupts_raise(sentence: str) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted once; while things are being stopped they change nothing."""
+    raised = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal raised
+        if not raised:
+            raised = True
+            raise Interrupted(sentence)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def free_port(wanted: int) -> int:
@@ -124,8 +198,3 @@ def free_port(wanted: int) -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"

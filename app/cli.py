@@ -1,13 +1,15 @@
 """`python -m app`: every command, its help with examples, and the shape of what it prints.
 
-Commands speak to the running worker over HTTP. Without one, wishes wait in the log's inbox and reading commands read
-the files. `--json` gives one document (or one line per event) on stdout and nothing else there; an error is one line on
-stderr. Exit codes are those of `app/errors.py`. Nothing heavy is imported before a command needs it.
+Commands speak to the running worker over HTTP. Without one, wishes wait on the brokers or in the log's inbox, and
+reading commands read the files. `--json` gives one document (or one line per event) on stdout and nothing else there;
+an error is one line on stderr. Exit codes are those of `app/errors.py`. Nothing heavy is imported before a command
+needs it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +20,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from app import terminal
-from app.errors import CommandRejected, RunFailed, StreamForgeError, VerifyFailed, WorkerUnreachable
+from app.errors import CommandRejected, RunFailed, SetupRefused, StreamForgeError, VerifyFailed, WorkerUnreachable
+from app.parent import end_with_parent
 
 Json = dict[str, Any]
 Answer = TypeVar("Answer")
@@ -33,7 +36,11 @@ app = typer.Typer(
     help="One Faust application: market history in, dependable data and graph networks out.",
 )  # fmt: skip
 dead_letters_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+topics_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(dead_letters_app, name="dead-letters")
+app.add_typer(topics_app, name="topics")
+kafka_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(kafka_app, name="kafka", help="A real Kafka on this machine, for development.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else there.")]
 EndWith = Annotated[int, typer.Option("--end-with", hidden=True, help="End when the parent process with this id ends.")]
@@ -43,17 +50,25 @@ EndWith = Annotated[int, typer.Option("--end-with", hidden=True, help="End when 
 
 
 @app.command()
-def worker(as_json: AsJson = False, end_with: EndWith = 0) -> None:
-    """Run the application on the log and store that the settings name, until SIGTERM or Ctrl-C.
+def worker(
+    role: Annotated[str, typer.Option(help="all, control, ingest, process, store, train or web; see ROLE.")] = "",
+    as_json: AsJson = False,
+    end_with: EndWith = 0,
+) -> None:
+    """Run the application on the broker and store that the settings name, until SIGTERM or Ctrl-C.
 
     \b
     Examples:
       python -m app worker
       BINANCE_API_URL=http://127.0.0.1:8090 DATA_DIR=var/mine python -m app worker
+      KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9092 python -m app worker --role process
     """
+    from app import config as setup
     from app import run_worker
 
     end_with_parent(end_with)
+    if role:
+        setup.choose_role(role)
     run_worker.run()
 
 
@@ -63,23 +78,64 @@ def exchange(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8090,
     seed: Annotated[int, typer.Option(help="Seed of the generated market: same seed, same bytes.")] = 1,
     data: Annotated[Path | None, typer.Option(help="Folder of recorded files to serve instead.")] = None,
-    faults: Annotated[Path | None, typer.Option(help="JSON file of behaviours to show.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Recording (or folder of one session's) to play instead.")] = None,
+    start: Annotated[str | None, typer.Option(help="Where its clock starts (2025-08-05T12:00Z); default: now.")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="Seconds of its clock in a second; 0 stands still.")] = 1,
+    symbols: Annotated[int, typer.Option(min=1, help="Symbols of the generated market.")] = 5,
+    lively: Annotated[float, typer.Option(min=0.01, help="Times as many trades as usual.")] = 1,
+    faults: Annotated[Path | None, typer.Option(help="Fault plan (YAML or JSON): behaviours to show.")] = None,
     as_json: AsJson = False,
     end_with: EndWith = 0,
 ) -> None:
-    """Serve a simulated exchange with Binance's REST formats; prints one JSON line with its address when ready.
+    """Serve a simulated exchange that speaks Binance's REST and WebSocket formats, and print its address when ready.
 
     \b
     Examples:
       python -m app exchange --port 8090 --seed 7
+      python -m app exchange --speed 60 --start 2025-08-05T12:00Z --faults plan.yaml
+      python -m app exchange --replay recordings/btcusdt_20240808.jsonl.gz --speed 10
       python -m app exchange --data recordings/spot
     """
     import asyncio
 
     from adapters.exchanges import simulated
+    from models.market import instant_ms
 
     end_with_parent(end_with)
-    asyncio.run(simulated.main(host, port, seed, data, faults))
+    try:
+        start_ms = instant_ms(start) if start else None
+    except ValueError as error:
+        raise SetupRefused(f"--start {start} is no time such as 2025-08-05T12:00Z ({error})") from error
+    source = simulated.open_source(seed, data, replay, symbols, lively)
+    asyncio.run(simulated.main(source, host, port, faults, start_ms, speed))
+
+
+@app.command()
+def record(
+    symbols: Annotated[list[str], typer.Argument(help="Symbols, e.g. BTCUSDT ETHUSDT.")],
+    channels: Annotated[
+        str, typer.Option(help="trades, fills, depth, ticker, candles_1m, ...; with commas.")
+    ] = "trades,depth",
+    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("recordings"),
+    url: Annotated[str, typer.Option(help="WebSocket base; default: that of a BINANCE_API_URL on this machine.")] = "",
+    seconds: Annotated[float | None, typer.Option(min=0, help="For so long; default: until Ctrl-C.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record live frames and order books, as received, into a file that `exchange --replay` plays.
+
+    \b
+    Examples:
+      python -m app record BTCUSDT ETHUSDT --channels trades,depth,ticker --out recordings --seconds 600
+      BINANCE_API_URL=http://127.0.0.1:8090 python -m app record ETHUSDT --channels fills,depth
+    """
+    import asyncio
+
+    from adapters.exchanges import recorder
+    from app.config import settings
+
+    names, kinds, api_url = [symbol.upper() for symbol in symbols], channels.split(","), settings().binance_api_url
+    made = asyncio.run(recorder.run_until_interrupted(names, kinds, out, ws_url=url, api_url=api_url, seconds=seconds))
+    emit(made, as_json, lambda: [f"{made['file']}: {made['lines']} lines, connection lost {made['lost']} times"])
 
 
 @app.command()
@@ -104,6 +160,7 @@ def demo(
     from adapters.stores.sqlite import SqliteStore
     from app import demo as show
     from app import report as reports
+    from app.children import Interrupted
 
     console = Console(stderr=as_json)
 
@@ -124,8 +181,72 @@ def demo(
 
     try:
         show.run(show.Wish(data, keep, fresh, time_range, epochs), console, after)
-    except show.Interrupted as error:
+    except Interrupted as error:
         fail(str(error), EXIT_INTERRUPTED, as_json)
+
+
+@app.command()
+def live(
+    symbol: Annotated[str, typer.Option(help="One that the simulated exchange has.")] = "ETHUSDT",
+    as_json: AsJson = False,
+) -> None:
+    """A market as it trades: simulated exchange, worker, dashboard, until Ctrl-C. Its data is made anew every time.
+
+    \b
+    Examples:
+      python -m app live
+      python -m app live --symbol BTCUSDT
+    """
+    from rich.console import Console
+
+    from app import live as show
+    from app.children import Interrupted
+
+    try:
+        show.run(symbol, Console(stderr=as_json))
+    except Interrupted as error:
+        fail(str(error), EXIT_INTERRUPTED, as_json)
+
+
+@app.command()
+def chaos(
+    plan: Annotated[str, typer.Argument(help="A YAML file, or a plan that comes along; without it: their list.")] = "",
+    seed: Annotated[int, typer.Option(help="Of every random choice: same seed, same timeline.")] = 1,
+    keep: Annotated[Path | None, typer.Option(help="Empty folder for logs and data, which stays.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Break a local set-up while it loads, and count what was lost, doubled or late.
+
+    Starts brokers, an exchange and workers of its own, kills and pauses them as the plan and the seed say, and ends
+    with a verdict. Without a plan it names those that come along. Exit 0 clean, 5 the run did not finish, 6 something
+    differs.
+
+    \b
+    Examples:
+      python -m app chaos worker-kills --seed 7
+      python -m app chaos my-plan.yaml --keep var/chaos --json
+    """
+    from app.chaos import plan as plans
+    from app.chaos import run as experiments
+    from app.children import Interrupted, interrupts_raise
+
+    if not plan:
+        known = {name: plans.read_plan(name).about.strip() for name in plans.ready_plans()}
+        emit({"plans": known}, as_json, lambda: [f"{name:<16} {about}" for name, about in known.items()])
+        return
+    wanted = plans.read_plan(plan)
+    logging.getLogger("adapters.kafka").setLevel(logging.CRITICAL)  # that brokers are away is what was asked for
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    try:
+        with interrupts_raise("interrupted; everything it started is stopped"), experiments.folder_of(keep) as folder:
+            found = experiments.conduct(wanted, Path(plan).stem, seed, folder, say)
+    except Interrupted as error:
+        fail(str(error), EXIT_INTERRUPTED, as_json)
+    emit(found.document(), as_json, found.lines)
+    found.raise_if_not_clean()
 
 
 # --- wishes -----------------------------------------------------------------------------------------------------------
@@ -320,29 +441,81 @@ def verify(
       python -m app verify demo-generated-btcusdt
     """
     from app import verify as checks
-    from app.config import settings
+    from app.broker import open_reader
     from app.files import open_store
 
     with open_store() as store:
-        found = checks.verify_run(store, settings().log_path, run, limit=limit)
+        found = checks.verify_run(store, open_reader, run, limit=limit)
     emit(found, as_json, lambda: checks.lines(found))
     if found["differences"]:
         raise VerifyFailed(f"{run}: {found['differences']} differences between source, topics and store")
 
 
-@app.command()
-def topics(as_json: AsJson = False) -> None:
-    """Every declared topic; where a log exists also its records and the committed positions.
+@topics_app.callback()
+def topics(context: typer.Context, as_json: AsJson = False) -> None:
+    """Every declared topic, with its records and the committed positions; or make them on the brokers.
 
     \b
     Examples:
       python -m app topics
-      python -m app topics --json
+      python -m app topics apply
+      python -m app topics diff --json
+    """
+    if context.invoked_subcommand is None:
+        from app import topic_state
+
+        found = topic_state.topics()
+        emit({"topics": found}, as_json, lambda: topic_state.lines(found))
+
+
+@topics_app.command("apply")
+def apply_topics(as_json: AsJson = False) -> None:
+    """Make every topic on the brokers as declared, changelogs included, before any worker runs. Twice changes nothing.
+
+    \b
+    Examples:
+      KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9092 python -m app topics apply
     """
     from app import topic_state
 
-    found = topic_state.topics()
-    emit({"topics": found}, as_json, lambda: topic_state.lines(found))
+    done = topic_state.apply()
+    emit(
+        {"changed": done}, as_json,
+        lambda: [topic_state.change_line(change) for change in done]
+        or ["every topic is as declared; nothing was changed"],
+    )  # fmt: skip
+
+
+@topics_app.command("diff")
+def diff_topics(as_json: AsJson = False) -> None:
+    """What on the brokers is not as declared; exit code 3 when anything is.
+
+    \b
+    Examples:
+      python -m app topics diff
+    """
+    from app import topic_state
+
+    found = topic_state.differences()
+    lines = [difference["sentence"] for difference in found]
+    emit({"differences": found}, as_json, lambda: lines or ["every topic is as declared"])
+    if found:
+        raise SetupRefused(f"{len(found)} differences: `python -m app topics apply` mends what can be mended")
+
+
+@topics_app.command("describe")
+def describe_topics(as_json: AsJson = False) -> None:
+    """Partitions, replicas, offsets and the settings that matter, as the brokers have them.
+
+    \b
+    Examples:
+      python -m app topics describe
+      python -m app topics describe --json
+    """
+    from app import topic_state
+
+    found = topic_state.describe()
+    emit({"topics": found}, as_json, lambda: topic_state.described_lines(found))
 
 
 @app.command()
@@ -412,6 +585,76 @@ def send_again(
         raise CommandRejected("letter", "say one id, or --all")
     sent = topic_state.send_again(letter)
     emit({"sent_again": sent}, as_json, lambda: [f"{len(sent)} sent again"])
+
+
+# --- a Kafka of our own -----------------------------------------------------------------------------------------------
+
+InFolder = Annotated[Path, typer.Option(help="Where its data, ports and logs are.")]
+KAFKA_FOLDER = Path(".kafka")
+
+
+@kafka_app.command("start")
+def kafka_start(
+    brokers: Annotated[int | None, typer.Option(min=1, max=3, help="One or three; an existing one keeps its.")] = None,
+    folder: InFolder = KAFKA_FOLDER,
+    as_json: AsJson = False,
+) -> None:
+    """Start a real Kafka on loopback and print its HOST:PORT; one that runs is left as it is.
+
+    \b
+    Examples:
+      python -m app kafka start
+      KAFKA_BOOTSTRAP_SERVERS=$(python -m app kafka start) python -m app worker
+    """
+    from adapters.kafka.local import Cluster
+
+    bootstrap = Cluster(folder, brokers).start()
+    emit({"bootstrap": bootstrap}, as_json, lambda: [bootstrap])
+
+
+@kafka_app.command("stop")
+def kafka_stop(folder: InFolder = KAFKA_FOLDER, as_json: AsJson = False) -> None:
+    """Stop it; its data stays, and the next start has the same address.
+
+    \b
+    Examples:
+      python -m app kafka stop
+    """
+    from adapters.kafka.local import Cluster
+
+    Cluster(folder).stop()
+    emit({"stopped": str(folder)}, as_json, list)
+
+
+@kafka_app.command("wipe")
+def kafka_wipe(folder: InFolder = KAFKA_FOLDER, as_json: AsJson = False) -> None:
+    """Stop it and remove its data.
+
+    \b
+    Examples:
+      python -m app kafka wipe
+    """
+    from adapters.kafka.local import Cluster
+
+    Cluster(folder).wipe()
+    emit({"wiped": str(folder)}, as_json, list)
+
+
+@kafka_app.command("status")
+def kafka_status(folder: InFolder = KAFKA_FOLDER, as_json: AsJson = False) -> None:
+    """Its nodes, their addresses and processes.
+
+    \b
+    Examples:
+      python -m app kafka status
+    """
+    from adapters.kafka.local import Cluster
+
+    nodes = Cluster(folder).status()
+    emit(
+        {"nodes": [vars(node) for node in nodes]}, as_json,
+        lambda: [f"{n.address}  {f'runs as {n.pid}' if n.pid else 'stopped'}" for n in nodes] or ["no Kafka here"],
+    )  # fmt: skip
 
 
 # --- how commands speak -----------------------------------------------------------------------------------------------
@@ -487,12 +730,14 @@ def leave_start(command: Json) -> Json:
 def leave(command: Json) -> Json:
     """Leave a command for the next worker."""
     from adapters.embedded_log.file import owner_pid
-    from adapters.embedded_log.reader import leave_in_inbox
+    from app import broker
     from app.config import settings
     from models.control import check_command
 
     check_command(command)
-    leave_in_inbox(settings().log_path, "queue-control", None, json.dumps(command).encode())
+    broker.leave("queue-control", None, json.dumps(command).encode())
+    if settings().on_kafka:
+        return {"status": "left on the topic; no worker answered over HTTP"}
     if owner_pid(settings().log_path):
         return {"status": "left in the inbox of the running worker, which did not answer over HTTP"}
     return {"status": "waits in the log's inbox: no worker runs, the next one takes it"}
@@ -569,12 +814,12 @@ def run_lines(run: Json) -> Iterator[str]:
 
 
 def coverage_lines(ledger: Json) -> Iterator[str]:
-    from app.topic_state import instant
+    from models.market import instant_text
 
     yield ledger["stream"]
     for kind in ("stored", "missing", "unrecoverable"):
         for begin, end in ledger[kind]:
-            yield f"  {kind:<13} {instant(begin)} .. {instant(end)}"
+            yield f"  {kind:<13} {instant_text(begin)} .. {instant_text(end)}"
 
 
 def end_as(run: Json) -> None:
@@ -584,16 +829,3 @@ def end_as(run: Json) -> None:
 
         failed = first_failed(run["steps"])
         raise RunFailed(f"run {run['queue_id']} ended in {run['state']}" + (f": {failed}" if failed else ""))
-
-
-def end_with_parent(pid: int) -> None:
-    """From now on this process is asked to end when its parent ends, however that ends (Linux)."""
-    if not pid:
-        return
-    import ctypes
-    import os
-    import signal
-
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != pid:  # it ended before we could ask
-        sys.exit(0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
@@ -21,12 +23,46 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("var"), description="folder of the embedded log, the embedded store, models and work files"
     )
-    app_id: str = Field("streamforge", description="Faust's app id: consumer group and prefix of changelogs")
+    app_id: str = Field("streamforge", description="consumer group and prefix of changelogs; roles append their name")
+    role: Literal["all", "control", "ingest", "process", "store", "train", "web"] = Field(
+        "all", description="the part of the application this worker runs; roles other than `all` need brokers"
+    )
     kafka_bootstrap_servers: str = Field(
-        "", description="must be empty in this version: the embedded log in DATA_DIR is the broker"
+        "", description="HOST:PORT[,HOST:PORT] of Kafka brokers; empty: the embedded log in DATA_DIR"
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how the brokers are spoken to"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="how we say who we are, with SASL_SSL"
+    )
+    kafka_username: str = Field("", description="who we are to the brokers, with SASL_SSL")
+    kafka_password: SecretStr | None = Field(None, description="its password; better: KAFKA_PASSWORD_FILE")
+    kafka_password_file: Path | None = Field(None, description="file with the password")
+    kafka_ca_file: str = Field("", description="who signed the brokers' certificates; empty: the system's authorities")
+    kafka_cert_file: str = Field("", description="our own certificate, where the brokers ask for one")
+    kafka_key_file: str = Field("", description="its private key")
+    kafka_replication: int = Field(
+        -1, ge=-1, le=7, description="replicas of the topics that `topics apply` makes; -1: the brokers' default"
+    )
+    kafka_session_timeout_s: float = Field(
+        10.0, ge=6, le=60, description="a worker that says nothing for so long has lost its partitions"
+    )
+    table_store: Literal["memory", "rocksdb"] = Field(
+        "memory", description="where tables live; rocksdb: in DATA_DIR, so that a restart reads only what is new"
     )
     store_url: str = Field("", description="sqlite:///PATH; empty: store.db in DATA_DIR")
     binance_api_url: str = Field("", description="REST base of Binance spot, or of `python -m app exchange`")
+    binance_ws_url: str = Field(
+        "", description="WebSocket base of Binance spot; empty: BINANCE_API_URL's, where that is a loopback address"
+    )
+    stream_flush_ms: int = Field(20, ge=1, le=50, description="live frames wait so long for others of their message")
+    stream_stale_s: float = Field(3.0, gt=0, description="a live stream silent for so long is called stale")
+    stream_silent_s: float = Field(60.0, gt=0, description="a live stream silent for so long is subscribed anew")
+    connection_silent_s: float = Field(30.0, gt=0, description="a live connection silent for so long is replaced")
+    connection_lifetime_s: float = Field(
+        23.5 * 3600, gt=0, description="a live connection is replaced then; exchanges cut it after a day"
+    )
     partitions: int = Field(
         4,
         ge=1,
@@ -39,6 +75,10 @@ class Settings(BaseSettings):
         ("5m",), description="intervals of the candles made from trades, e.g. 1m,5m"
     )
     loader_backlog: int = Field(400, ge=1, description="batches the store may be behind before loaders pause")
+    heal_after_s: float = Field(20.0, ge=6, description="a task that is not heard of for so long is started again")
+    heal_limit: int = Field(3, ge=0, description="restarts of a silent or failed task before its run ends in error")
+    repair_after_s: float = Field(30.0, ge=1, description="a hole in the ledger that stays so long is loaded again")
+    repair_limit: int = Field(3, ge=0, description="times a hole is loaded again before it stays as it is")
     stop_deadline_s: float = Field(4.0, gt=0, le=30, description="seconds a stopped task has before it is killed")
     web_bind: str = Field("127.0.0.1", description="address of the web server; beyond loopback API_TOKEN is required")
     web_port: int = Field(6066, ge=1, le=65535, description="port of the web server")
@@ -55,6 +95,14 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sasl_needs_a_name(self) -> Settings:
+        if self.kafka_security_protocol == "SASL_SSL" and not (
+            self.kafka_username and (self.kafka_password or self.kafka_password_file)
+        ):
+            raise ValueError("KAFKA_SECURITY_PROTOCOL=SASL_SSL needs KAFKA_USERNAME and KAFKA_PASSWORD_FILE")
+        return self
+
     @field_validator("candle_intervals", mode="before")
     @classmethod
     def _known_intervals(cls, said: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -69,6 +117,21 @@ class Settings(BaseSettings):
         if url and not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is no address: write http://HOST:PORT or https://HOST")
         return url
+
+    @field_validator("binance_ws_url")
+    @classmethod
+    def _ws_url_with_scheme(cls, url: str) -> str:
+        if url and not url.startswith(("ws://", "wss://")):
+            raise ValueError(f"{url!r} is no address: write ws://HOST:PORT or wss://HOST")
+        return url.rstrip("/")
+
+    @property
+    def ws_url(self) -> str:
+        """WebSocket base of Binance spot; empty where it is not known."""
+        api = urlsplit(self.binance_api_url)
+        if self.binance_ws_url or api.hostname not in LOOPBACK:
+            return self.binance_ws_url
+        return api._replace(scheme="wss" if api.scheme == "https" else "ws").geturl().rstrip("/")
 
     @property
     def log_path(self) -> Path:
@@ -90,13 +153,34 @@ class Settings(BaseSettings):
 
     @property
     def broker(self) -> str:
+        """The address that Faust connects to."""
+        if self.on_kafka:
+            return ";".join(f"kafka://{server.strip()}" for server in self.kafka_bootstrap_servers.split(","))
         return f"embedded://{self.log_path}"
+
+    @property
+    def on_kafka(self) -> bool:
+        return bool(self.kafka_bootstrap_servers)
+
+    @property
+    def group(self) -> str:
+        """Faust's app id: one consumer group per role, because its members must have the same tables."""
+        return self.group_of(self.role)
+
+    def group_of(self, role: str) -> str:
+        return self.app_id if role == "all" else f"{self.app_id}-{role}"
 
     @property
     def web_url(self) -> str:
         """Where this machine reaches the web server."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.web_bind, self.web_bind)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.web_port}"
+
+
+def choose_role(role: str) -> None:
+    """`--role` for ROLE, before anything has read the settings."""
+    os.environ["ROLE"] = role
+    settings.cache_clear()
 
 
 @cache
@@ -109,8 +193,11 @@ def settings() -> Settings:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors()]
         raise SetupRefused("; ".join(lines)) from None
-    if loaded.kafka_bootstrap_servers:
-        raise SetupRefused("KAFKA_BOOTSTRAP_SERVERS: this version runs on its embedded log only; unset it")
+    if loaded.role != "all" and not loaded.on_kafka:
+        raise SetupRefused(
+            f"ROLE={loaded.role} needs brokers: the embedded log serves one process, which runs everything. "
+            "Set KAFKA_BOOTSTRAP_SERVERS, or leave ROLE at `all`"
+        )
     if loaded.store_url and not loaded.store_url.startswith("sqlite:///"):
         raise SetupRefused(f"STORE_URL: {loaded.store_url!r} is not known; today: sqlite:///PATH")
     return loaded

@@ -12,20 +12,28 @@ import asyncio
 import logging
 import os
 import random
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn, cast
 
 import faust
-from faust.types import EventT
+from faust.exceptions import ConsumerNotStarted
+from faust.types import TP, EventT
 
 from adapters import faust_repair
 from adapters.bulk import BulkProducer, EmbeddedBulkProducer
 from adapters.embedded_log import transport
 from adapters.embedded_log.log import Appended, Log
+from adapters.faust_delivery import take_waiting
+from adapters.kafka.client import Connection
+from adapters.kafka.lag import Backlog
+from adapters.kafka.producer import KafkaBulkProducer
 from app import auth
 from app.config import settings
 from app.errors import ExchangeBusy, LogDamaged, LogFull, SetupRefused, StoreBusy, StoreError
+from app.sensors import Sensors
 from app.telemetry import DEAD_LETTERS, MESSAGES, RETRIES, logging_config
 
 log = logging.getLogger(__name__)
@@ -33,9 +41,13 @@ log = logging.getLogger(__name__)
 POISON_TRIES = 3
 BACKOFF_MAX_S = 30.0
 DEAD_LETTERS_TOPIC = "dead-letters"
+TOGETHER = 32  # messages of up to 1,000 rows: what a step takes at once, where it can
+
+_waiting: set[str] = set()  # agents that wait for something outside
 
 Headers = Sequence[tuple[str, bytes]]
 Handler = Callable[["Message"], Awaitable[None]]
+Step = Callable[[list["Message"]], Awaitable[None]]
 
 
 def make_app() -> faust.App:
@@ -44,15 +56,21 @@ def make_app() -> faust.App:
     transport.register()
     faust_repair.register()
     return faust.App(
-        config.app_id,
+        config.group,
         broker=config.broker,
-        store="memory://",
+        broker_credentials=connection().faust_credentials() if config.on_kafka else None,
+        broker_session_timeout=config.kafka_session_timeout_s,
+        broker_heartbeat_interval=min(3.0, config.kafka_session_timeout_s / 4),
+        consumer_max_fetch_size=4 << 20,  # bytes per partition and fetch
+        producer_max_request_size=8 << 20,
+        store=f"{config.table_store}://",
+        datadir=config.data_dir.resolve() / "tables",
         TableManager=faust_repair.TableManager,
-        Monitor=faust_repair.Monitor,
+        Monitor=Sensors,
         key_type=bytes,
         value_type=bytes,
         topic_partitions=config.partitions,
-        topic_allow_declare=True,
+        topic_allow_declare=not config.on_kafka,  # on brokers `topics apply` has made them all
         table_standby_replicas=0,
         broker_commit_interval=1.0,
         broker_commit_every=500,
@@ -69,6 +87,12 @@ def make_app() -> faust.App:
         worker_redirect_stdouts=False,
         logging_config=logging_config(config.log_level, config.log_format),
     )
+
+
+@cache
+def connection() -> Connection:
+    """How this process reaches the brokers. Raises SetupRefused."""
+    return Connection.of(settings())
 
 
 app = make_app()
@@ -90,18 +114,58 @@ async def flush() -> None:
     await _bulk().flush()
 
 
-def backlog(topic: str) -> int:
-    """Records of a topic that this app has not committed yet."""
-    record_log = _embedded_log()
+def assignment() -> set[TP]:
+    """This worker's partitions; none before its consumer runs, when the web server already answers."""
+    try:
+        return set(app.consumer.assignment())
+    except ConsumerNotStarted:
+        return set()
+
+
+def positions(topics: Sequence[str]) -> dict[TP, tuple[int, int]]:
+    """(committed position, end) of this worker's partitions of these topics, as far as the broker says so now."""
+    mine = assignment()
+    if settings().on_kafka:
+        known = _kafka_backlog().waiting({app.conf.id: topics})
+        fresh = {topic for topic in topics if _kafka_backlog().is_fresh(app.conf.id, topic)}
+        return {TP(topic, n): at for (_, topic, n), at in known.items() if topic in fresh and TP(topic, n) in mine}
+    committed: Mapping[TP, int | None] = cast(Any, app.consumer)._committed_offset  # Faust has no public name for it
+    return {tp: (committed.get(tp) or 0, app.consumer.highwater(tp) or 0) for tp in mine if tp.topic in topics}
+
+
+def hears(topic: str) -> bool:
+    """False while the brokers do not say where this worker stands on the topic: what was said there may lie unread."""
+    return not settings().on_kafka or _kafka_backlog().is_fresh(app.conf.id, topic)
+
+
+faust_repair.KafkaTransport.before_commit = staticmethod(flush)  # an offset is committed after the bulk records too
+
+
+def backlog(topic: str, readers: Sequence[str]) -> int:
+    """Records of a topic that the slowest of these groups has not committed yet; on brokers, half a second ago."""
+    if settings().on_kafka:
+        return max((_kafka_backlog().of(group, topic) for group in readers), default=0)
+    record_log = embedded_log()
     partitions = range(record_log.partitions(topic) or 0)
     return sum(record_log.end(topic, p) - (record_log.committed(app.conf.id, topic, p) or 0) for p in partitions)
 
 
 def _bulk() -> BulkProducer:
-    return EmbeddedBulkProducer(_embedded_log())
+    return _kafka_bulk() if settings().on_kafka else EmbeddedBulkProducer(embedded_log())
 
 
-def _embedded_log() -> Log:
+@cache
+def _kafka_bulk() -> KafkaBulkProducer:
+    return KafkaBulkProducer(connection())
+
+
+@cache
+def _kafka_backlog() -> Backlog:
+    return Backlog(connection())
+
+
+def embedded_log() -> Log:
+    """The log of this process; there once the app has started, without brokers only."""
     found: Log = cast(transport.Transport, app.transport).log
     return found
 
@@ -122,6 +186,7 @@ class Message:
     value: bytes
     headers: dict[str, bytes]
     ts_s: float
+    event: EventT[Any] | None = None  # Faust's own
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -135,19 +200,38 @@ def consumes(*topics: faust.TopicT) -> Callable[[Handler], Any]:
     """Declare `handle(message)` as an agent on these topics, one message at a time per agent."""
 
     def declare(handle: Handler) -> Any:
-        name = handle.__name__
-        channel = topics[0] if len(topics) == 1 else _all_of(topics)
+        async def step(messages: list[Message]) -> None:
+            await handle(messages[0])
 
-        async def agent(stream: faust.StreamT[Any]) -> None:
-            async for event in stream.events():
-                await deliver(name, handle, message_of(event))
-
-        agent.__name__ = agent.__qualname__ = name
-        agent.__doc__ = handle.__doc__
-        agent.__module__ = handle.__module__
-        return app.agent(channel, name=name)(agent)
+        return _declare(handle, step, topics, at_most=1)
 
     return declare
+
+
+def consumes_together(*topics: faust.TopicT) -> Callable[[Step], Any]:
+    """Declare `handle(messages)` as an agent on these topics: what waits for it, in order, at most TOGETHER.
+
+    A table row is written in the name of its message (`Rows.put(..., of=message)`). When the messages cannot be used
+    together they come again one by one, so that only the one at fault is put aside.
+    """
+    return lambda handle: _declare(handle, handle, topics, at_most=TOGETHER)
+
+
+def _declare(named: Any, step: Step, topics: Sequence[faust.TopicT], at_most: int) -> Any:
+    name = named.__name__
+    channel = topics[0] if len(topics) == 1 else _all_of(topics)
+
+    async def agent(stream: faust.StreamT[Any]) -> None:
+        async for event in stream.events():
+            also = take_waiting(stream, at_most - 1)
+            await deliver(name, step, [message_of(each) for each in (event, *also)])
+            for each in also:
+                await stream.ack(each)
+
+    agent.__name__ = agent.__qualname__ = name
+    agent.__doc__ = named.__doc__
+    agent.__module__ = named.__module__
+    return app.agent(channel, name=name)(agent)
 
 
 def message_of(event: EventT[Any]) -> Message:
@@ -162,16 +246,18 @@ def message_of(event: EventT[Any]) -> Message:
         value=record.value or b"",
         headers=dict(headers),
         ts_s=record.timestamp,
+        event=event,
     )
 
 
-async def deliver(name: str, handle: Handler, message: Message) -> None:
-    """Run one agent's step until the message has had its effect or lies in the dead letters."""
+async def deliver(name: str, step: Step, messages: list[Message]) -> None:
+    """Run one agent's step until the messages have had their effect or lie in the dead letters."""
     tries = poison = 0
     while True:
         try:
-            await handle(message)
-            MESSAGES.labels(name).inc()
+            await step(messages)
+            MESSAGES.labels(name).inc(len(messages))
+            _waiting.discard(name)
             return
         except (LogFull, LogDamaged, SetupRefused) as error:
             stop_process(error)
@@ -181,16 +267,26 @@ async def deliver(name: str, handle: Handler, message: Message) -> None:
             if isinstance(error, StoreError) and not outage:
                 stop_process(error)
             if outage:
+                _waiting.add(name)
                 RETRIES.labels(name).inc()
                 if tries == 1 or tries % 20 == 0:
                     log.warning("%s waits, try %d: %s", name, tries, error)
+            elif len(messages) > 1:  # one of them is at fault
+                for message in messages:
+                    await deliver(name, step, [message])
+                return
             else:
                 poison += 1
                 if poison >= POISON_TRIES:
-                    log.exception("%s cannot use %s", name, message)
-                    await dead_letter(message, f"{name}: {type(error).__name__}: {error}")
+                    log.exception("%s cannot use %s", name, messages[0])
+                    await dead_letter(messages[0], f"{name}: {type(error).__name__}: {error}")
+                    _waiting.discard(name)
                     return
-            await asyncio.sleep(min(BACKOFF_MAX_S, 0.05 * 2 ** min(tries, 10)) * random.uniform(0.5, 1.0))
+            try:
+                await asyncio.sleep(min(BACKOFF_MAX_S, 0.05 * 2 ** min(tries, 10)) * random.uniform(0.5, 1.0))
+            except asyncio.CancelledError:  # its partition has gone, and with it what it waited for
+                _waiting.discard(name)
+                raise
 
 
 def is_outage(error: BaseException) -> bool:
@@ -217,9 +313,28 @@ async def dead_letter(
     DEAD_LETTERS.labels(message.topic).inc()
 
 
+def waiting_agents() -> list[str]:
+    """Agents that wait for something outside, and try again."""
+    return sorted(_waiting)
+
+
+on_abandon: list[Callable[[], None]] = []  # called before this process ends without a stop: end the child processes
+
+
+def restart_process(reason: str) -> NoReturn:
+    """Begin anew as the same process, without a commit: what is not acknowledged comes again."""
+    log.critical("starting anew without acknowledging: %s", reason)
+    for end_children in on_abandon:
+        end_children()
+    logging.shutdown()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def stop_process(error: BaseException) -> NoReturn:
     """End at once, without a commit: what is not acknowledged comes again after the restart."""
     log.critical("stopping without acknowledging: %s", error)
+    for end_children in on_abandon:
+        end_children()
     logging.shutdown()
     os._exit(getattr(error, "exit_code", 70))
 

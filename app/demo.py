@@ -11,21 +11,19 @@ import hashlib
 import json
 import re
 import shutil
-import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from adapters.embedded_log.file import owner_pid
-from app.children import READY_WITHIN_S, Children
+from app.children import READY_WITHIN_S, Children, Interrupted, interrupts_raise
 from app.client import TERMINAL, Worker
 from app.config import settings
 from app.errors import LogInUse, RunFailed, SetupRefused, StreamForgeError, UnknownRun, WorkerUnreachable
@@ -38,6 +36,7 @@ Json = dict[str, Any]
 SYMBOL, INTERVAL, RANGE = "BTCUSDT", "5m", "2025-08-20:2025-09-19"  # generated: 8,640 candles of 5 minutes
 ANSWER_WITHIN_S = 30.0
 POLL_S = 0.25
+INTERRUPTED = "interrupted; the same command goes on where this stopped"
 DEMO_MARK = ".streamforge-demo"  # only a folder with this file in it is ever removed by FRESH=1
 
 
@@ -63,17 +62,13 @@ class Shown:
     seconds: float
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: everything is stopped in order, and the next time the run goes on."""
-
-
 def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
     """Run to the report, which `after` prints; it answers whether the coverage is whole.
 
     Raises SetupRefused, LogInUse (the demo of this source is running), RunFailed, Interrupted.
     """
     folder = prepare_folder(wish)
-    with _interrupts_raise(), Children(folder) as children:
+    with interrupts_raise(INTERRUPTED), Children(folder) as children:
         began_s = time.monotonic()
         exchange_url = children.start_exchange(wish.data)
         command = compose(wish, _get_json(f"{exchange_url}/sim/catalog"), console)
@@ -89,7 +84,7 @@ def run(wish: Wish, console: Console, after: Callable[[Shown], bool]) -> None:
         if state != "finished" or not whole:
             raise RunFailed(_why(worker, command["queue_id"], state))
         if wish.keep:
-            _stay(worker.url, console, children.check)
+            stay(f"{worker.url}/", console, children.check)
 
 
 def prepare_folder(wish: Wish) -> Path:
@@ -234,32 +229,13 @@ def _why(worker: Worker, queue_id: str, state: str) -> str:
     return f"run {queue_id} ended as {state}; run the demo again to go on"
 
 
-def _stay(page: str, console: Console, check: Callable[[], None]) -> None:
-    """Until Ctrl-C. That ends a kept demo the way it is meant to, so it is no error."""
-    console.print(f"\nThe page is at {page}/ ; Ctrl-C ends it.", highlight=False)
+def stay(page: str, console: Console, check: Callable[[], None]) -> None:
+    """Until Ctrl-C. That ends what is kept running the way it is meant to, so it is no error."""
+    console.print(f"\nThe page is at {page} ; Ctrl-C ends it.", highlight=False, soft_wrap=True)
     with suppress(Interrupted):
         while True:
             check()
             time.sleep(0.5)
-
-
-@contextmanager
-def _interrupts_raise() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted once; while things are being stopped they change nothing."""
-    raised = False
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal raised
-        if not raised:
-            raised = True
-            raise Interrupted("interrupted; the same command goes on where this stopped")
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _get_json(url: str) -> Json:

@@ -4,12 +4,15 @@
     ├── CommandRejected         2  422   a wish that cannot be granted: names the field and what is allowed
     │   └── UnknownRun          2  404
     ├── SetupRefused            3  500   a setting, topic or file that forbids to start: says what to do
-    │   └── LogInUse            3  500
+    │   ├── LogInUse            3  500
+    │   └── KafkaUnavailable    3  500   no local Kafka can be started here: a tool is missing
     ├── LogDamaged              4  500   the embedded log cannot be read; nothing acknowledged was dropped
     ├── LogFull                 4  507   the disk took no more; nothing acknowledged was dropped
     ├── RunFailed               5  500   a run ended in error, was interrupted, or its coverage has holes
+    ├── TaskLost                1  500   a task's process ended without a word: the task is tried again
     ├── VerifyFailed            6  500   source, topic and store do not agree
     ├── WorkerUnreachable       7  503   no worker answers where one is needed
+    ├── BrokerUnreachable       7  503   no broker answers at KAFKA_BOOTSTRAP_SERVERS
     ├── ExchangeError           8  502   the exchange's answer cannot be used
     │   ├── ExchangeBusy        8  503   429/418/5xx/connection: try again after `retry_after_s`
     │   └── ExchangeRefused     8  502   4xx that is our fault: trying again changes nothing
@@ -56,6 +59,10 @@ class LogInUse(SetupRefused):
     """Another process owns the embedded log."""
 
 
+class KafkaUnavailable(SetupRefused):
+    """Java, Maven or what Maven fetches is missing on this machine."""
+
+
 class LogDamaged(StreamForgeError):
     exit_code = 4
 
@@ -69,11 +76,20 @@ class RunFailed(StreamForgeError):
     exit_code = 5
 
 
+class TaskLost(StreamForgeError):
+    """An attempt of a task ended without a word of its own (its process was killed): it is tried again."""
+
+
 class VerifyFailed(StreamForgeError):
     exit_code = 6
 
 
 class WorkerUnreachable(StreamForgeError):
+    exit_code = 7
+    http_status = 503
+
+
+class BrokerUnreachable(StreamForgeError):
     exit_code = 7
     http_status = 503
 

@@ -14,8 +14,7 @@ from app import report
 from app.client import EVENTS_PER_CALL
 from app.config import settings
 from app.errors import WorkerUnreachable
-from app.outside import coverage_of, reading_store
-from models.coverage import stream_name
+from app.outside import read_ledgers, reading_store
 
 Json = dict[str, Any]
 
@@ -59,11 +58,5 @@ class Files:
     def coverage(self) -> list[Json]:
         """Every stream's ledger."""
         with open_store() as store:
-            if "coverage" not in store.collections():
-                return []
-            keys = [
-                key for batch in store.scan("coverage", columns=["_key"]) for key in batch.column("_key").to_pylist()
-            ]
-            found = [document for document in store.get("coverage", keys) if document]
-        ledgers = {stream_name(d["venue"], d["symbol"], d["channel"]): coverage_of(d) for d in found}
+            ledgers = read_ledgers(store)
         return [report.describe_coverage(name, ledger) for name, ledger in sorted(ledgers.items())]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 
 import msgspec
 
 from adapters.exchanges.base import Exchange
 from adapters.exchanges.binance import BinanceSpot
+from adapters.exchanges.binance_frames import BinanceWire
+from adapters.exchanges.streams import Health, Hub, Limits
 from adapters.stores import collections
 from adapters.stores.base import Document, Store
 from adapters.stores.sqlite import SqliteStore
@@ -59,6 +63,50 @@ def parser() -> Exchange:
     return BinanceSpot(settings().binance_api_url or "http://127.0.0.1:9")
 
 
+@dataclass(frozen=True)
+class Live:
+    """The live side of a venue in this process: its connections, and the REST side that fills their holes.
+
+    All streams share them, so that they keep one address' limits; `snapshots` holds how many may be asked for at once.
+    """
+
+    hub: Hub
+    exchange: Exchange
+    snapshots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
+
+
+_live: dict[str, Live] = {}
+
+
+def live(venue: str = VENUE, on_stray: Callable[[bytes], None] = lambda _frame: None) -> Live:
+    """The venue's live side, opened at the first call. Raises SetupRefused."""
+    if venue not in _live:
+        config = settings()
+        if not config.ws_url:
+            raise SetupRefused("BINANCE_WS_URL is not set: give the WebSocket base of Binance spot")
+        limits = Limits(
+            lifetime_s=config.connection_lifetime_s, stale_s=config.stream_stale_s,
+            stream_silent_s=config.stream_silent_s, connection_silent_s=config.connection_silent_s,
+        )  # fmt: skip
+        hub = Hub(BinanceWire(venue), config.ws_url, limits=limits, on_stray=on_stray)
+        _live[venue] = Live(hub, open_exchange())
+    return _live[venue]
+
+
+def stream_healths() -> list[Health]:
+    """Every live stream of this process; a worker of another role knows them by what their tasks report."""
+    return [health for side in _live.values() for health in side.hub.healths()]
+
+
+async def hang_up() -> None:
+    """End every live connection."""
+    sides = [*_live.values()]
+    _live.clear()
+    for side in sides:
+        await side.hub.close()
+        await side.exchange.close()
+
+
 class _KnownSymbols:
     """What the exchange listed when it was last asked."""
 
@@ -92,8 +140,18 @@ async def check_symbols(symbols: set[str]) -> None:
         except (TimeoutError, ExchangeError, OSError):
             return  # the loader will say what the exchange says
     if unknown := sorted(symbols - _symbols.names):
-        some = ", ".join(sorted(_symbols.names)[:5])
-        raise CommandRejected("symbol", f"{unknown[0]!r} is not traded on {VENUE}; for example: {some}")
+        near = difflib.get_close_matches(unknown[0], sorted(_symbols.names), n=5)
+        some = f"did you mean {', '.join(near)}?" if near else f"for example: {', '.join(sorted(_symbols.names)[:5])}"
+        raise CommandRejected("symbol", f"{unknown[0]!r} is not traded on {VENUE}; {some}")
+
+
+def read_ledgers(from_store: Store) -> dict[str, Coverage]:
+    """Every stream's ledger by `venue:symbol:channel`."""
+    if "coverage" not in from_store.collections():
+        return {}
+    keys = [key for batch in from_store.scan("coverage", columns=["_key"]) for key in batch.column("_key").to_pylist()]
+    found = [document for document in from_store.get("coverage", keys) if document]
+    return {stream_name(d["venue"], d["symbol"], d["channel"]): coverage_of(d) for d in found}
 
 
 def read_coverage(from_store: Store, symbol: str, channel: str) -> Coverage:
@@ -107,5 +165,5 @@ def coverage_key(symbol: str, channel: str) -> str:
 
 
 def coverage_of(document: Document) -> Coverage:
-    names = ("stored", "missing", "unrecoverable", "raw")
+    names = ("stored", "missing", "unrecoverable", "asked", "raw")
     return msgspec.convert({name: document[name] for name in names if name in document}, Coverage)

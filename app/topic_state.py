@@ -1,19 +1,23 @@
-"""The topics as they are declared and as they lie in the log: records, committed positions, dead letters.
+"""The topics as they are declared and as they are on the broker: records, committed positions, dead letters.
 
-Reads the embedded log beside its owner.
+Reads beside the workers. On brokers it also makes and compares them (`apply`, `differences`, `describe`).
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.embedded_log.file import Record
-from adapters.embedded_log.reader import LogReader, leave_in_inbox
+from adapters.kafka.client import Connection
+from app.broker import leave, open_reader
 from app.config import settings
-from app.errors import CommandRejected
+from app.errors import CommandRejected, SetupRefused
+from models.market import instant_text
+
+if TYPE_CHECKING:
+    from adapters.kafka.admin import Difference
 
 Json = dict[str, Any]
 
@@ -59,9 +63,74 @@ def lines(found: list[Json]) -> Iterator[str]:
         yield text
 
 
+def apply() -> list[Json]:
+    """Make every topic of every role on the brokers as declared; the differences that were there.
+
+    Raises SetupRefused (on the embedded log; another number of partitions), BrokerUnreachable.
+    """
+    from adapters.kafka import admin
+    from app.topics import TABLES_OF_ROLE, specs  # Faust
+
+    done = admin.apply(
+        _connection("makes its topics itself when a worker starts"),
+        specs(*TABLES_OF_ROLE),
+        settings().kafka_replication,
+    )
+    return [_difference(difference) for difference in done]
+
+
+def change_line(change: Json) -> str:
+    """What `apply` did about a difference."""
+    if change["what"] == "missing":
+        return f"{change['topic']}: made"
+    return f"{change['topic']}: {change['what']}={change['declared']}, was {change['found'] or 'not set'}"
+
+
+def differences() -> list[Json]:
+    """How the brokers' topics differ from the declared ones. Raises SetupRefused, BrokerUnreachable."""
+    from adapters.kafka import admin
+    from app.topics import TABLES_OF_ROLE, specs  # Faust
+
+    connection = _connection("compares its topics itself when a worker starts")
+    return [_difference(difference) for difference in admin.differences(connection, specs(*TABLES_OF_ROLE))]
+
+
+def describe() -> list[Json]:
+    """Replicas, offsets and settings of the topics on the brokers. Raises SetupRefused, BrokerUnreachable."""
+    from adapters.kafka import admin
+    from app.topics import TABLES_OF_ROLE, specs  # Faust
+
+    return admin.describe(_connection("has neither replicas nor settings"), specs(*TABLES_OF_ROLE))
+
+
+def described_lines(found: list[Json]) -> Iterator[str]:
+    """A line per topic, and one per partition that lacks replicas."""
+    if not found:
+        yield "no topic is there: `python -m app topics apply` makes them"
+    for topic in found:
+        parts = topic["partitions"]
+        spread = f"{min(p['first'] for p in parts)}..{max(p['end'] for p in parts)}"
+        replicas = max(len(part["replicas"]) for part in parts)
+        told = ", ".join(f"{name}={value}" for name, value in topic["settings"].items())
+        yield f"{topic['name']}: {len(parts)} partitions, {replicas} replicas, offsets {spread}, {told}"
+        for part in parts:
+            if len(part["isr"]) < len(part["replicas"]):
+                yield f"  partition {part['partition']}: only {part['isr']} of {part['replicas']} are in step"
+
+
+def _connection(why_not: str) -> Connection:
+    if not settings().on_kafka:
+        raise SetupRefused(f"KAFKA_BOOTSTRAP_SERVERS is not set, and the embedded log {why_not}")
+    return Connection.of(settings())
+
+
+def _difference(difference: Difference) -> Json:
+    return {**vars(difference), "sentence": str(difference)}
+
+
 def dead_letters() -> list[Json]:
     """Every dead letter the log keeps; `id` is its offset. `value` is text where it is text, else base64."""
-    with LogReader(settings().log_path) as log:
+    with open_reader() as log:
         if DEAD_LETTERS not in log.topics():
             return []
         return [_letter(record) for record in log.records(DEAD_LETTERS)]
@@ -71,17 +140,16 @@ def letter_lines(found: list[Json]) -> Iterator[str]:
     if not found:
         yield "no dead letters"
     for letter in found:
-        yield f"{letter['id']:>6}  {instant(letter['ts_ms'])}  from {letter['topic']}: {letter['reason']}"
+        yield f"{letter['id']:>6}  {instant_text(letter['ts_ms'])}  from {letter['topic']}: {letter['reason']}"
         yield f"        {letter['value'][:PREVIEW_BYTES]}"
 
 
 def send_again(letter: int | None) -> list[int]:
-    """Leave one dead letter (None: all) in the inbox for the topic it came from; the ids that were sent.
+    """Leave one dead letter (None: all) for the topic it came from; the ids that were sent.
 
     Raises CommandRejected for an unknown id, or one whose topic is not known.
     """
-    path = settings().log_path
-    with LogReader(path) as log:
+    with open_reader() as log:
         known = log.topics()
         records = (
             [r for r in log.records(DEAD_LETTERS, 0, letter) if letter in (None, r.offset)]
@@ -98,22 +166,16 @@ def send_again(letter: int | None) -> list[int]:
                 continue  # one that no topic takes stays where it is
             raise CommandRejected("letter", f"dead letter {letter} names the topic {topic!r}, which does not exist")
         headers = [(name, value) for name, value in record.headers if name not in NOTES]
-        leave_in_inbox(path, topic, record.key, record.value, headers)
+        leave(topic, record.key, record.value, headers)
         sent.append(record.offset)
     return sent
 
 
-def instant(ms: int) -> str:
-    """UTC, to the second, or to the millisecond where it matters."""
-    moment = datetime.fromtimestamp(ms / 1000, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S") + (f".{ms % 1000:03d}Z" if ms % 1000 else "Z")
-
-
 def _positions() -> tuple[dict[tuple[str, int], int], dict[str, dict[tuple[str, int], int]]]:
     """(next offset by (topic, partition), committed offset by group and (topic, partition)); empty without a log."""
-    if not settings().log_path.exists():
+    if not settings().on_kafka and not settings().log_path.exists():
         return {}, {}
-    with LogReader(settings().log_path) as log:
+    with open_reader() as log:
         committed: dict[str, dict[tuple[str, int], int]] = {}
         for (group, topic, partition), offset in log.committed().items():
             committed.setdefault(group, {})[topic, partition] = offset

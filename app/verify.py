@@ -20,13 +20,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from adapters.embedded_log.file import Record, partition_of
-from adapters.embedded_log.reader import LogReader
+from adapters.records import RecordReader
 from adapters.stores import collections, graphs
 from adapters.stores.base import Store
 from app.errors import ExchangeError, RunFailed
 from app.outside import VENUE, parser, read_coverage
 from app.report import read_run, streams_of
-from app.topic_state import instant
 from app.verify_rows import Columns, compare, concat, grid, inside_of, once
 from models import spans
 from models.control import BUILDER, TRAINER, Step, Workflow, graph_name
@@ -43,6 +42,7 @@ from models.market import (
     decode_batch,
     decode_page_info,
     empty_columns,
+    instant_text,
     interval_of,
     stream_key,
 )
@@ -75,10 +75,10 @@ class Check:
         return {name: value for name, value in vars(self).items() if name != "limit"}
 
 
-def verify_run(store: Store, log_path: Path, queue_id: str, *, limit: int = 20) -> Json:
+def verify_run(store: Store, open_log: Callable[[], RecordReader], queue_id: str, *, limit: int = 20) -> Json:
     """Every check of a run, with at most `limit` differences spelled out per check. Raises UnknownRun, SetupRefused."""
     run = read_run(store, queue_id)
-    with LogReader(log_path) as log:
+    with open_log() as log:
         checks: list[Check] = []
         for symbol, channel, asked in streams_of(run):
             stream = _Stream(store, log, symbol, channel, asked, limit)
@@ -116,7 +116,9 @@ def lines(found: Json) -> Iterator[str]:
 class _Stream:
     """Raw pages, batches, stored rows and ledger of one symbol's channel over the asked spans."""
 
-    def __init__(self, store: Store, log: LogReader, symbol: str, channel: str, asked: list[Span], limit: int) -> None:
+    def __init__(
+        self, store: Store, log: RecordReader, symbol: str, channel: str, asked: list[Span], limit: int
+    ) -> None:
         self.store, self.log, self.symbol, self.channel = store, log, symbol, channel
         self.asked = asked
         self.key, self.time, _ = _shape(channel)
@@ -199,7 +201,7 @@ class _Stream:
         check.compared = len(pages)
         asked_stored = spans.subtract(self.asked, spans.subtract(self.asked, ledger.stored))
         if forgotten := self._expired(pages):
-            check.notes.append(f"pages before {instant(forgotten)} are past their retention and were not compared")
+            check.notes.append(f"pages before {instant_text(forgotten)} are past their retention and were not compared")
         else:
             _spans_differ(check, spans.subtract(asked_stored, settled), "is stored, but no page covers it")
         _spans_differ(check, spans.subtract(settled, asked_stored), "is on a page, but not in the ledger")
@@ -228,7 +230,9 @@ def _spans_differ(check: Check, found: list[Span], what: str) -> None:
 # --- candles made from trades -----------------------------------------------------------------------------------------
 
 
-def _candles_from_trades(store: Store, log: LogReader, symbol: str, asked: list[Span], limit: int) -> Iterator[Check]:
+def _candles_from_trades(
+    store: Store, log: RecordReader, symbol: str, asked: list[Span], limit: int
+) -> Iterator[Check]:
     """Per interval that was made: equal to the exchange's candles where those were loaded, and to the store."""
     made: dict[str, list[Columns]] = {}
     for record in _records(log, "market.candles", symbol):
@@ -244,8 +248,8 @@ def _candles_from_trades(store: Store, log: LogReader, symbol: str, asked: list[
         stored, _, _ = once(stored_rows(store, symbol, channel, whole, made_too=True), "ts")
         _compare_made(held, rows, stored, "the store")
         unknown = np.setdiff1d(rows["ts"], stored["ts"]).tolist()
-        held.differ(len(unknown), (f"{instant(ts)}: made of trades, not in the store" for ts in unknown))
-        held.differ(len(disagreeing), (f"{instant(ts)}: made twice with other values" for ts in disagreeing))
+        held.differ(len(unknown), (f"{instant_text(ts)}: made of trades, not in the store" for ts in unknown))
+        held.differ(len(disagreeing), (f"{instant_text(ts)}: made twice with other values" for ts in disagreeing))
         yield held
         if pages := index(log, PAGES, symbol, channel):
             equal = Check("candles from trades = the exchange's", subject, limit)
@@ -279,7 +283,7 @@ def _check_none_lacks(check: Check, made: Columns, theirs: Columns, channel: str
     held = inside_of(theirs["ts"], covered) & inside_of(theirs["ts"] + step - 1, covered)
     held &= theirs["ts"] >= traded[0]  # before the first trade there is no candle to make
     lacking = np.setdiff1d(theirs["ts"][held], made["ts"]).tolist()
-    check.differ(len(lacking), (f"{instant(ts)}: its trades are stored, no candle was made" for ts in lacking))
+    check.differ(len(lacking), (f"{instant_text(ts)}: its trades are stored, no candle was made" for ts in lacking))
 
 
 # --- graph and model --------------------------------------------------------------------------------------------------
@@ -415,7 +419,7 @@ class Slice:
     settled: list[Span]  # what the pages cover and could be read
 
 
-def index(log: LogReader, source: Source, symbol: str, channel: str) -> list[Place]:
+def index(log: RecordReader, source: Source, symbol: str, channel: str) -> list[Place]:
     """Where a topic speaks of a stream: offset and span of each record that has one."""
     found = []
     for record in _records(log, source.topic(channel), symbol):
@@ -425,7 +429,7 @@ def index(log: LogReader, source: Source, symbol: str, channel: str) -> list[Pla
     return found
 
 
-def read(log: LogReader, source: Source, symbol: str, channel: str, places: list[Place], part: Span) -> Slice:
+def read(log: RecordReader, source: Source, symbol: str, channel: str, places: list[Place], part: Span) -> Slice:
     """The rows of a slice as a topic carries them. A page's last millisecond may lie behind what it covers."""
     key, time, types = _shape(channel)
     near = {p.offset for p in places if p.covers[0] < part[1] and p.covers[1] >= part[0]}
@@ -440,7 +444,7 @@ def read(log: LogReader, source: Source, symbol: str, channel: str, places: list
     return Slice(rows, disagreeing, spans.union(settled))
 
 
-def records_at(log: LogReader, topic: str, symbol: str, offsets: set[int]) -> Iterator[Record]:
+def records_at(log: RecordReader, topic: str, symbol: str, offsets: set[int]) -> Iterator[Record]:
     """The records of a symbol's partition at these offsets, in order."""
     if not offsets:
         return
@@ -452,7 +456,7 @@ def records_at(log: LogReader, topic: str, symbol: str, offsets: set[int]) -> It
             return
 
 
-def _records(log: LogReader, topic: str, symbol: str, start: int | None = None) -> Iterator[Record]:
+def _records(log: RecordReader, topic: str, symbol: str, start: int | None = None) -> Iterator[Record]:
     key = stream_key(VENUE, symbol)
     partition = partition_of(key, log.topics()[topic])
     return (record for record in log.records(topic, partition, start) if record.key == key)
@@ -463,7 +467,7 @@ def _header(record: Record, name: str) -> bytes:
 
 
 def _span(span: Span) -> str:
-    return f"{instant(span[0])} .. {instant(span[1])}"
+    return f"{instant_text(span[0])} .. {instant_text(span[1])}"
 
 
 def _allows_missing(run: Workflow, symbol: str, channel: str) -> bool:

@@ -38,8 +38,9 @@ class Job:
     def __init__(self, task: Task) -> None:
         self.task_id, self.queue_id, self.step = task.task_id, task.queue_id, task.step
         self.attempt, self.cursor, self.records_written = task.attempt, task.cursor, task.records_written
+        self.partition, self.not_before = task.partition, task.not_before
         self.told: asyncio.Queue[Json] = asyncio.Queue()
-        self.stopping = False
+        self.stopping = self.ended = False  # asked to stop; has said its last word
         self._progress: float | None = None
         self._message, self._reported_at = "", 0.0
         self._extra: Json = {}
@@ -88,13 +89,16 @@ class Job:
 
 Work = Callable[[Job], Awaitable[Finished]]
 WORK: dict[str, Work] = {}
+LETS_GO: set[str] = set()
 
 
-def work(target: str) -> Callable[[Work], Work]:
-    """Register the work of a target."""
+def work(target: str, *, lets_go: bool = False) -> Callable[[Work], Work]:
+    """Register the work of a target. `lets_go`: it stops at every rebalance and goes on from its checkpoint."""
 
     def register(function: Work) -> Work:
         WORK[target] = function
+        if lets_go:
+            LETS_GO.add(target)
         return function
 
     return register
@@ -116,4 +120,5 @@ async def send_command(command: Json) -> None:
 
 
 async def _send(topic: faust.TopicT, key: str | None, value: bytes) -> None:
-    await (await topic.send(key=key.encode() if key else None, value=value))
+    sent = await topic.send(key=key.encode() if key else None, value=value)
+    await asyncio.shield(sent)  # who is cancelled meanwhile does not take back what is on its way

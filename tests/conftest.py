@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.processes import start_exchange, start_worker  # noqa: F401 -- fixtures for every test
+from tests.browser import browser, page  # noqa: F401 -- fixtures for every test
+from tests.kafka import kafka, kafka_cluster, kafka_tools  # noqa: F401 -- fixtures for every test
+from tests.processes import broker, start_exchange, start_worker  # noqa: F401 -- fixtures for every test
 
 # Hypothesis without a clock: a busy machine is no defect of the code.
 settings.register_profile("streamforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])

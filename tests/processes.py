@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,13 +12,22 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
-from adapters.embedded_log.reader import LogReader
+from adapters.embedded_log.file import Record
+from adapters.embedded_log.reader import LogReader, leave_in_inbox
+from adapters.kafka import admin
+from adapters.kafka.client import Connection
+from adapters.kafka.reader import KafkaReader, send_one
+from app import topics
+from app.config import settings
 
 ROOT = Path(__file__).parents[1]
 POLL_S = 0.05
@@ -54,17 +64,49 @@ class Process:
         return self.output.read_text(errors="replace")
 
 
-class Worker(Process):
-    """`python -m app worker` on an embedded log in `folder`."""
+class Broker:
+    """Where a test's workers meet: the embedded log in `folder`, or brokers."""
 
-    def __init__(self, folder: Path, exchange_url: str = "", **env: str) -> None:
+    def __init__(self, folder: Path, bootstrap: str = "", app_id: str = "") -> None:
+        self.bootstrap, self.app_id, self._log_path = bootstrap, app_id, folder / "log.db"
+        self.env = (
+            {"KAFKA_BOOTSTRAP_SERVERS": bootstrap, "KAFKA_SESSION_TIMEOUT_S": "6", "APP_ID": app_id}
+            if bootstrap
+            else {}
+        )
+
+    def records(self, topic: str) -> Iterator[Record]:
+        with KafkaReader(Connection(self.bootstrap)) if self.bootstrap else LogReader(self._log_path) as reader:
+            yield from reader.records(topic)
+
+    def leave(
+        self, topic: str, value: bytes, key: bytes | None = None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """A record from another process, the worker running or not."""
+        if self.bootstrap:
+            send_one(Connection(self.bootstrap), topic, key, value, headers)
+        else:
+            leave_in_inbox(self._log_path, topic, key, value, headers)
+
+
+class Worker(Process):
+    """`python -m app worker` with its data in `folder`."""
+
+    def __init__(self, folder: Path, exchange_url: str = "", *, broker: Broker | None = None, **env: str) -> None:
         self.folder, port = folder, free_port()
+        self.broker = broker or Broker(folder)
         self.url = f"http://127.0.0.1:{port}"
-        self.env = {"DATA_DIR": str(folder), "WEB_PORT": str(port), "BINANCE_API_URL": exchange_url, **env}
+        own = {"DATA_DIR": str(folder), "WEB_PORT": str(port), "BINANCE_API_URL": exchange_url}
+        self.env = {**own, **self.broker.env, **env}
         super().__init__("worker", ["worker"], folder, self.env)
         self.wait_until_ready()
 
-    def wait_until_ready(self, timeout_s: float = 30) -> None:
+    def start_again(self) -> None:
+        """After it has ended, with the same folder and address."""
+        Process.__init__(self, "worker", ["worker"], self.folder, self.env)
+        self.wait_until_ready()
+
+    def wait_until_ready(self, timeout_s: float = 60) -> None:
         def ready() -> bool:
             if self.popen.poll() is not None:
                 raise AssertionError(f"the worker ended with {self.popen.returncode}: {self.said()[-2000:]}")
@@ -83,8 +125,7 @@ class Worker(Process):
 
     def events(self, queue_id: str | None = None) -> list[dict[str, Any]]:
         """Every event on the topic, in order."""
-        records = LogReader(self.folder / "log.db").records("queue-events")
-        events = [json.loads(record.value or b"{}") for record in records]
+        events = [json.loads(record.value or b"{}") for record in self.broker.records("queue-events")]
         return [event for event in events if queue_id is None or event.get("queue_id") == queue_id]
 
     def wait_for_end(self, queue_id: str, timeout_s: float = 60) -> dict[str, Any]:
@@ -122,13 +163,39 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 10, explain: Calla
         time.sleep(POLL_S)
 
 
+def remove_topics(bootstrap: str) -> None:
+    """Everything that other tests have left on the brokers."""
+    client = AdminClient(Connection(bootstrap).librdkafka())
+    if old := [name for name in client.list_topics(timeout=10).topics if not name.startswith("__")]:
+        for deleted in client.delete_topics(old).values():
+            deleted.result()
+
+
+def empty_broker(bootstrap: str, folder: Path) -> Broker:
+    """Brokers as `topics apply` leaves empty ones; the app id is new, so no killed worker is still a member."""
+    connection, app_id = Connection(bootstrap), f"test-{uuid4().hex[:8]}"
+    remove_topics(bootstrap)
+    ours = settings().app_id
+    specs = [replace(spec, name=re.sub(f"^{ours}", app_id, spec.name)) for spec in topics.specs(*topics.TABLES_OF_ROLE)]
+    admin.apply(connection, specs, replication=1)
+    return Broker(folder, bootstrap, app_id)
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Broker:
+    """The same test on both: the embedded log, and a real broker with nothing on it."""
+    if request.param == "embedded":
+        return Broker(tmp_path)
+    return empty_broker(request.getfixturevalue("kafka").bootstrap, tmp_path)
+
+
 @pytest.fixture
-def start_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+def start_worker(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Start workers; whatever still runs at the end of the test is killed."""
     started: list[Worker] = []
 
     def start(exchange_url: str = "", **env: str) -> Worker:
-        started.append(Worker(tmp_path, exchange_url, **env))
+        started.append(Worker(tmp_path, exchange_url, broker=broker, **env))
         return started[-1]
 
     yield start

@@ -8,6 +8,7 @@ recovered only health, metrics and the page itself answer.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -17,18 +18,27 @@ from app.auth import SAFE_METHODS
 from app.config import LOOPBACK, settings
 from app.core import app
 from app.errors import StreamForgeError
+from app.topics import TABLES_OF_ROLE
+from app.web import replicas
 from app.web.calls import error, error_of
 
 log = logging.getLogger(__name__)
 
-ANSWERS_WHILE_RECOVERING = ("/health/", "/metrics", "/status", "/static/")
+ANSWERS_WHILE_RECOVERING = ("/health/", "/metrics", "/status", "/static/", "/dashboard")
+
+WORKER = f"{app.conf.id} at {socket.gethostname()}:{settings().web_port}"  # who answered, where there are several
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def recovered() -> bool:
     """True when the tables of this worker hold what was promised, and nobody is moving them."""
-    return bool(app.tables.actives_ready) and not app.rebalancing
+    return not TABLES_OF_ROLE[settings().role] or (bool(app.tables.actives_ready) and not app.rebalancing)
+
+
+def can_answer() -> bool:
+    """True when what is asked here is all there: a rebalance moves a worker's own rows, but not its replicas."""
+    return replicas.caught_up() if replicas.wanted() else recovered()
 
 
 @web.middleware
@@ -36,10 +46,13 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what must not come in; answer what went wrong."""
     if reason := stranger(request, on_loopback=settings().web_bind in LOOPBACK):
         return error(403, reason)
-    if not (recovered() or request.path == "/" or request.path.startswith(ANSWERS_WHILE_RECOVERING)):
+    if not (can_answer() or request.path == "/" or request.path.startswith(ANSWERS_WHILE_RECOVERING)):
         return error(503, "the tables are being recovered; ask again in a second", headers={"Retry-After": "1"})
     try:
-        return await handler(request)
+        answer = await handler(request)
+        if not answer.prepared:
+            answer.headers["X-Worker"] = WORKER
+        return answer
     except StreamForgeError as failure:
         return error_of(failure)
     except web.HTTPException as failure:

@@ -1,51 +1,34 @@
 """Is it alive, may it get work, what does it count: /health/*, /metrics, /status.
 
-Ready means: partitions assigned, tables recovered, positions moving. A partition whose committed position stands still
-for a minute although records wait behind it makes the worker unready, never dead: what it waits for (a store that is
-away) is not cured by a restart.
+Ready means: partitions assigned, tables recovered, positions moving (`app/positions.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections import Counter
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
-from faust.types import TP
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app import topics
-from app.config import settings
-from app.core import app, backlog
-from app.telemetry import BACKLOG
+from app import positions, topics
+from app.config import LOOPBACK, settings
+from app.core import app, assignment
+from app.telemetry import BACKLOG, TASK_STATES
+from app.web import replicas
 from app.web.calls import answer, call
 from app.web.guard import recovered
+from models.control import TASK_STATES as TASK_STATES_KNOWN
 from models.control import Json
+from tables.tasks import tasks
 
-STANDS_STILL_S = 60.0
 CATALOG_WAIT_S, CATALOG_KEPT_S = 1.0, 30.0
 
 
-@dataclass
-class Positions:
-    """Which partitions make progress. `seen`: the last position of each, and since when it is the last."""
-
-    seen: dict[TP, tuple[int, float]] = field(default_factory=dict)
-
-    def standing_still(self, now_s: float, waiting: Mapping[TP, int]) -> list[TP]:
-        """`waiting`: the committed position of every partition with records behind it."""
-        self.seen = {
-            tp: self.seen[tp] if self.seen.get(tp, (-1,))[0] == position else (position, now_s)
-            for tp, position in waiting.items()
-        }
-        return sorted(tp for tp, (_, since_s) in self.seen.items() if now_s - since_s >= STANDS_STILL_S)
-
-
-_positions = Positions()
 _startup = asyncio.Event()
 
 
@@ -73,10 +56,20 @@ async def show_startup(_request: web.Request) -> web.Response:
 async def show_metrics(_request: web.Request) -> web.Response:
     """Prometheus text."""
     if recovered():
+        states = Counter(task.state for task in tasks.values())
+        for state in TASK_STATES_KNOWN:
+            TASK_STATES.labels(state).set(states[state])
         for topic in topics.TOPICS:
             if topic.readers != ("clients",):
-                BACKLOG.labels(topic.name).set(backlog(topic.name))
+                BACKLOG.labels(topic.name).set(topics.waiting(topic.name))
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@app.task
+async def ask_early() -> None:
+    """On brokers how far readers are behind is asked beside us; from now on the answer is there."""
+    for topic in topics.TOPICS:
+        topics.waiting(topic.name)
 
 
 @call("/status")
@@ -88,26 +81,21 @@ async def show_status(_request: web.Request) -> web.Response:
     )  # fmt: skip
 
 
+def is_simulated() -> bool:
+    """True where the exchange answers as the simulated one does, or is on loopback: no real one is there."""
+    return _catalog.known or urlsplit(settings().binance_api_url).hostname in LOOPBACK
+
+
 def what_is_missing() -> list[str]:
     """Sentences; none when the worker is ready."""
     missing = []
-    if not app.consumer.assignment():
+    if settings().role != "web" and not assignment():
         missing.append("no partition is assigned")
     if not recovered():
         missing.append("the tables are being recovered")
-    still = _positions.standing_still(time.monotonic(), _waiting())
-    return missing + [f"{tp.topic}[{tp.partition}] stands still" for tp in still]
-
-
-def _waiting() -> dict[TP, int]:
-    """Partitions of our topics with records behind the committed position."""
-    committed: Mapping[TP, int | None] = cast(Any, app.consumer)._committed_offset  # Faust has no public name for it
-    found = {}
-    for tp in app.consumer.assignment():
-        position = committed.get(tp) or 0
-        if tp.topic in topics.BY_NAME and app.consumer.highwater(tp) > position:
-            found[tp] = position
-    return found
+    if not replicas.caught_up():
+        missing.append("the tables of the other workers are being read")
+    return missing + [f"{tp.topic}[{tp.partition}] stands still" for tp in positions.standing_still()]
 
 
 def _health(word: str, missing: list[str]) -> web.Response:
@@ -121,6 +109,10 @@ class Catalog:
 
     def __init__(self) -> None:
         self._read_at, self._catalog = -CATALOG_KEPT_S, None
+
+    @property
+    def known(self) -> bool:
+        return self._catalog is not None
 
     async def read(self) -> Json | None:
         """The catalog, at most half a minute old; None for a real exchange, and while there is none."""

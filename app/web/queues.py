@@ -65,7 +65,8 @@ async def send(request: web.Request) -> web.Response:
 async def list_runs(request: web.Request) -> web.Response:
     """Runs, the newest first; `state` narrows, `limit` and `after` (a queue_id) page."""
     query = Parameters(request.query, "state", "limit", "after")
-    runs = sorted((run for _, run in workflows.items()), key=lambda run: (run.created_at, run.queue_id), reverse=True)
+    known = [run for _, run in workflows.seen.items()]
+    runs = sorted(known, key=lambda run: (run.created_at, run.queue_id), reverse=True)
     if state := query.text("state"):
         runs = [run for run in runs if run.state == state or (state == "live" and run.live)]
     if after := query.text("after"):
@@ -111,7 +112,7 @@ async def read_body(request: web.Request) -> Json:
 
 def known_run(queue_id: str) -> Workflow:
     """Raises UnknownRun."""
-    if (run := workflows.get(queue_id)) is None:
+    if (run := workflows.seen.get(queue_id)) is None:
         raise UnknownRun(queue_id)
     return run
 
@@ -126,5 +127,5 @@ async def _send(message: Json) -> None:
 
 async def _until_known(queue_id: str) -> None:
     until = time.monotonic() + SEEN_WITHIN_S
-    while workflows.get(queue_id) is None and time.monotonic() < until:  # noqa: ASYNC110 -- a table has no event
+    while workflows.seen.get(queue_id) is None and time.monotonic() < until:  # noqa: ASYNC110 -- a table has no event
         await asyncio.sleep(0.02)

@@ -51,7 +51,8 @@ async def show_trades(request: web.Request, symbol: str) -> web.Response:
 @call("/coverage")
 async def list_coverage(_request: web.Request) -> web.Response:
     """Every stream with what of it is stored, missing, unrecoverable."""
-    return answer({"streams": [describe_coverage(name, ledger) for name, ledger in sorted(coverage_by_stream.items())]})
+    known = coverage_by_stream.seen.items()
+    return answer({"streams": [describe_coverage(name, ledger) for name, ledger in known]})
 
 
 @call("/coverage/{stream}")
@@ -59,7 +60,7 @@ async def show_coverage(request: web.Request, stream: str) -> web.Response:
     """One stream, `venue:symbol:channel`; `start` and `end` cut it."""
     query = Parameters(request.query, "start", "end")
     start, end = query.range_ms()
-    ledger = coverage_by_stream.get(stream)
+    ledger = coverage_by_stream.seen.get(stream)
     if ledger is None:
         raise NotThere(f"nothing of a stream {stream!r} was loaded; GET /coverage lists what was")
     asked = (start, end) if "start" in request.query and "end" in request.query else None

@@ -104,8 +104,10 @@ def worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorker
 def commands() -> Iterator[tuple[str, Any]]:
     group: Any = typer.main.get_command(cli.app)
     for name, command in group.commands.items():
-        yield name, command
-        yield from ((f"{name} {inner}", sub) for inner, sub in getattr(command, "commands", {}).items())
+        inner = getattr(command, "commands", {})
+        if not inner or command.invoke_without_command:
+            yield name, command
+        yield from ((f"{name} {sub_name}", sub) for sub_name, sub in inner.items())
 
 
 # --- every command

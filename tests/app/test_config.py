@@ -19,8 +19,10 @@ def _fresh_settings() -> Iterator[None]:
     ("name", "value"),
     [
         ("BINANCE_API_URL", "127.0.0.1:8090"),
+        ("BINANCE_WS_URL", "http://127.0.0.1:8090"),
         ("CANDLE_INTERVALS", "5m,7m"),
-        ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9092"),
+        ("ROLE", "process"),
+        ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"),
         ("STORE_URL", "http://127.0.0.1:8529"),
         ("WEB_PORT", "none"),
         ("WEB_BIND", "0.0.0.0"),
@@ -42,3 +44,19 @@ def test_the_address_of_the_page_can_be_opened(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("WEB_BIND", bind)
     monkeypatch.setenv("API_TOKEN", "t")
     assert settings().web_url == url
+
+
+@pytest.mark.parametrize(
+    ("api", "said", "url"),
+    [
+        ("http://127.0.0.1:8090", "", "ws://127.0.0.1:8090"),
+        ("https://api.example", "", ""),
+        ("https://api.example", "wss://stream.example:9443/", "wss://stream.example:9443"),
+    ],
+)
+def test_only_on_loopback_one_address_serves_both_sides(
+    monkeypatch: pytest.MonkeyPatch, api: str, said: str, url: str
+) -> None:
+    monkeypatch.setenv("BINANCE_API_URL", api)
+    monkeypatch.setenv("BINANCE_WS_URL", said)
+    assert settings().ws_url == url

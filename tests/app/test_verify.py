@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from adapters.embedded_log.log import Log
+from adapters.embedded_log.log import Log, LogReader
 from adapters.stores import collections, graphs
 from adapters.stores.sqlite import SqliteStore
 from app import verify
@@ -167,7 +167,7 @@ def finish(store: Any, log_path: Path, run: Any, limit: int = 20) -> dict[str, A
     state = {"queue_id": RUN, "status": run.state, "version": 1, "updated_ms": 0, "state": msgspec.to_builtins(run)}
     store.upsert("queue_state", [state])
     with closing(store):
-        return verify.verify_run(store, log_path, RUN, limit=limit)
+        return verify.verify_run(store, lambda: LogReader(log_path), RUN, limit=limit)
 
 
 def said(found: dict[str, Any]) -> str:

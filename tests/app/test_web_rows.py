@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from adapters.embedded_log.file import partition_of
 from app import topics
-from app.web import rows
-from app.web.rows import owned_keys, page_of, partition_of_row
+from app.web.rows import page_of
+from tables import rows
 from tables.coverage_by_stream import coverage_by_stream
 from tables.tasks import tasks
 
@@ -33,7 +33,7 @@ def test_a_ledger_lies_with_the_messages_of_its_symbol() -> None:
     for symbol in ("BTCUSDT", "ETHUSDT", "XRPUSDT"):
         partition = partition_of(f"binance:{symbol}".encode(), coverage_by_stream.partitions)
         for channel in ("trades", "candles_5m"):
-            assert partition_of_row(coverage_by_stream, f"binance:{symbol}:{channel}") == partition
+            assert coverage_by_stream.partition_of(f"binance:{symbol}:{channel}") == partition
 
 
 def test_rows_of_partitions_that_went_away_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,14 @@ def test_rows_of_partitions_that_went_away_are_left_out(monkeypatch: pytest.Monk
 
     app: Any = SimpleNamespace(assignor=SimpleNamespace(assigned_actives=actives))
     monkeypatch.setattr(rows, "app", app)
-    monkeypatch.setattr(tasks, "keys", lambda: keys)
-    kept = owned_keys(tasks)
-    assert kept == [key for key in keys if partition_of(key.encode(), tasks.partitions) in mine]
+    monkeypatch.setattr(tasks, "table", {key.encode(): b"{}" for key in keys})
+    kept = tasks.seen.keys()
+    assert kept == sorted(key for key in keys if partition_of(key.encode(), tasks.partitions) in mine)
     assert 0 < len(kept) < len(keys)
+    assert tasks.seen.raw(next(key for key in keys if key not in kept)) is None
+
+
+def test_a_replica_shows_the_rows_of_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "replica", {"run.1": b"{}", "run.0": b"[]"})
+    assert tasks.seen.keys() == ["run.0", "run.1"]
+    assert tasks.seen.raw("run.0") == b"[]"

@@ -1,0 +1,74 @@
+"""Do this worker's partitions move: the one measure behind readiness, the watchdog and the lag metrics.
+
+A partition with records behind its committed position that stands still for STANDS_STILL_S makes the worker unready.
+When it then still stands and no agent says that it waits for something outside (a store that is away is not cured by
+a restart), the process starts itself anew: nothing is acknowledged, so nothing is lost. While the brokers do not say
+where the positions are, nothing is said of them here either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from faust.types import TP
+
+from app import topics
+from app.core import app, positions, restart_process, waiting_agents
+from app.telemetry import LAG, POSITION_AGE_S
+
+STANDS_STILL_S = 30.0
+RESTARTS_AFTER_S = 60.0
+RECOVERS_WITHIN_S = 600.0  # while tables are read nothing else moves, and a start from the beginning helps nobody
+LOOK_EVERY_S = 1.0
+
+
+@dataclass
+class Positions:
+    """Which partitions make progress. `seen`: the last position of each, and since when it is the last."""
+
+    seen: dict[TP, tuple[int, float]] = field(default_factory=dict)
+
+    def look(self, now_s: float, behind: Mapping[TP, int]) -> dict[TP, float]:
+        """Seconds that each partition has stood still. `behind`: committed position where records wait."""
+        self.seen = {
+            tp: self.seen[tp] if self.seen.get(tp, (-1,))[0] == position else (position, now_s)
+            for tp, position in behind.items()
+        }
+        return {tp: now_s - since_s for tp, (_, since_s) in self.seen.items()}
+
+
+_positions = Positions()
+_shown: set[TP] = set()  # partitions with metrics
+
+
+def standing_still() -> list[TP]:
+    """Partitions that stand still for STANDS_STILL_S or longer."""
+    return sorted(tp for tp, for_s in _look().items() if for_s >= STANDS_STILL_S)
+
+
+@app.timer(interval=LOOK_EVERY_S)
+async def watch_positions() -> None:
+    """Start anew when a partition stands although nobody waits for anything outside."""
+    patience_s = RECOVERS_WITHIN_S if app.rebalancing or app.in_recovery else RESTARTS_AFTER_S
+    stuck = {tp: for_s for tp, for_s in _look().items() if for_s >= patience_s}
+    if stuck and not waiting_agents():
+        tp, for_s = max(stuck.items(), key=lambda item: item[1])
+        restart_process(f"{tp.topic}[{tp.partition}] has stood still for {for_s:.0f} s although records wait there")
+
+
+def _look() -> dict[TP, float]:
+    waiting = positions(list(topics.BY_NAME))
+    ages = _positions.look(
+        time.monotonic(), {tp: position for tp, (position, end) in waiting.items() if end > position}
+    )
+    for gone in _shown - waiting.keys():  # to another worker, or unknown while the brokers say nothing
+        for metric in (LAG, POSITION_AGE_S):
+            metric.remove(gone.topic, str(gone.partition))
+    _shown.clear()
+    _shown.update(waiting)
+    for tp, (position, end) in waiting.items():
+        LAG.labels(tp.topic, str(tp.partition)).set(max(0, end - position))
+        POSITION_AGE_S.labels(tp.topic, str(tp.partition)).set(ages.get(tp, 0.0))
+    return ages
