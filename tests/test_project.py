@@ -165,6 +165,9 @@ def test_no_tracked_file_holds(what: str) -> None:
 
 def test_the_lock_names_no_host() -> None:
     assert "://" not in (ROOT / "requirements.lock").read_text()
+    packages = json.loads((ROOT / "dashboard" / "package-lock.json").read_text())["packages"]
+    assert [name for name, package in packages.items() if "resolved" in package] == []
+    assert all("integrity" in package for name, package in packages.items() if name)
 
 
 def test_no_tracked_file_is_a_pickle() -> None:
@@ -186,7 +189,9 @@ def test_the_dockerfile_passes_hadolint() -> None:
 
 
 def test_the_image_takes_every_package_but_the_benchmarks() -> None:
-    assert {source for source in dockerfile_copies() if (ROOT / source).is_dir()} == set(PACKAGES) - {"bench"}
+    built_on_the_way = {"dashboard"}
+    folders = {source for source in dockerfile_copies() if (ROOT / source).is_dir()}
+    assert folders == (set(PACKAGES) - {"bench"}) | built_on_the_way
 
 
 def test_all_that_the_image_copies_exists_and_reaches_the_builder() -> None:
@@ -307,27 +312,30 @@ def test_the_manifests_set_only_settings_that_exist() -> None:
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def test_every_target_is_explained_by_make_help() -> None:
     makefile = (ROOT / "Makefile").read_text()
     [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
-    assert set(phony.split()) == make_targets() == set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert set(phony.split()) == make_targets() == set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     assert all(f"make {target}" in run("make", "--no-print-directory", "help").stdout for target in make_targets())
 
 
 def command_line() -> dict[str, set[str]]:
-    """Each command of `python -m app` with its options."""
+    """Each command of `python -m app` with its options; `kafka start` is one."""
     from app.cli import app  # late: it is the one part of the application that these tests run
 
     group: Any = typer.main.get_command(app)
-    return {name: {opt for param in command.params for opt in param.opts} for name, command in group.commands.items()}
+    found = dict(group.commands)
+    for name, command in group.commands.items():
+        found |= {f"{name} {inner}": sub for inner, sub in getattr(command, "commands", {}).items()}
+    return {name: {opt for param in command.params for opt in param.opts} for name, command in found.items()}
 
 
 def test_every_command_that_make_runs_takes_what_make_hands_on() -> None:
-    called = re.findall(r"-m app (\w+)(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {name for name, _ in called} == {"demo", "flow"}
+    called = re.findall(r"-m app (\w+(?: \w+)?)(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {name for name, _ in called} == {"demo", "flow", "kafka start", "kafka stop", "live"}
     assert all(set(re.findall(r"--\w+", options)) <= command_line()[name] for name, options in called)
 
 
@@ -342,7 +350,7 @@ def test_every_command_of_the_readme_exists() -> None:
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
-    named = set(re.findall(r"(?:`|^    )make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert {"demo", "test"} <= named <= make_targets()
 
 

@@ -6,24 +6,31 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.embedded_log.log import leave_in_inbox
-from adapters.embedded_log.reader import LogReader
-from tests.processes import Process, Worker, free_port, wait_for
+from adapters.kafka.local import Cluster
+from tests.processes import Process, Worker, empty_broker, free_port, wait_for
 
 Start = Callable[..., Any]
 DUMMY = {"target": "dummy-service", "type": "simulate"}
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+@pytest.fixture(scope="module", params=["embedded", "kafka"])
+def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """One worker for the tests that leave it as they found it."""
-    shared = Worker(tmp_path_factory.mktemp("worker"))
-    yield shared
-    shared.kill()
+    folder = tmp_path_factory.mktemp("worker")
+    if request.param == "embedded":
+        shared = Worker(folder)
+        yield shared
+        shared.kill()
+        return
+    with Cluster(tmp_path_factory.mktemp("brokers"), die_with_parent=True) as own:
+        shared = Worker(folder, broker=empty_broker(own.bootstrap, folder))
+        yield shared
+        shared.kill()
 
 
 def start_dummy(worker: Any, queue_id: str, **payload: float) -> None:
@@ -64,7 +71,7 @@ def test_stop_ends_the_work_within_five_seconds_as_interrupted(worker: Worker) -
     assert worker.post("/queues/stop", {"queue_id": "d3"})[0] == 202
     assert worker.wait_for_end("d3", 5)["status"] == "interrupted"
     assert time.monotonic() - asked < 5
-    assert worker.get("/queues/d3")[1]["state"] == "interrupted"
+    wait_for(lambda: worker.get("/queues/d3")[1]["state"] == "interrupted")
 
 
 def test_metrics_show_what_waits_on_the_topics(worker: Worker) -> None:
@@ -107,11 +114,10 @@ def test_the_same_queue_id_twice_is_the_same_run(worker: Worker) -> None:
 @pytest.mark.parametrize("value", [b"[1]", b"nonsense", b"null", b""])
 def test_what_is_no_command_is_put_aside_and_the_next_good_one_answered(start_worker: Start, value: bytes) -> None:
     worker = start_worker()
-    log = worker.folder / "log.db"
-    leave_in_inbox(log, "queue-control", None, value)
-    leave_in_inbox(log, "queue-control", None, b'{"command":"stop","queue_id":"nobody"}')
+    worker.broker.leave("queue-control", value)
+    worker.broker.leave("queue-control", b'{"command":"stop","queue_id":"nobody"}')
     wait_for(lambda: [e for e in worker.events("nobody") if e["event"] == "rejected"], 1)
-    [record] = list(LogReader(log).records("dead-letters"))
+    [record] = list(worker.broker.records("dead-letters"))
     assert (record.value or b"") == value
     headers = dict(record.headers)
     assert (headers["topic"], headers["offset"]) == (b"queue-control", b"0")
@@ -122,7 +128,7 @@ def test_a_command_left_while_no_worker_runs_is_done_by_the_next_one(start_worke
     worker = start_worker()
     worker.stop()
     command = {"command": "start", "queue_id": "later", "requests": [DUMMY | {"payload": {"seconds": 0.1}}]}
-    leave_in_inbox(worker.folder / "log.db", "queue-control", None, json.dumps(command).encode())
+    worker.broker.leave("queue-control", json.dumps(command).encode())
     worker = start_worker()
     assert worker.wait_for_end("later")["status"] == "finished"
 
@@ -136,8 +142,9 @@ def test_a_killed_worker_goes_on_with_its_runs(start_worker: Start) -> None:
     assert worker.wait_for_end("d")["status"] == "finished"
 
 
-def test_a_second_worker_on_the_same_log_gets_one_line(start_worker: Start) -> None:
-    first = start_worker()
+def test_a_second_worker_on_the_same_log_gets_one_line(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    first = Worker(tmp_path)
+    request.addfinalizer(first.kill)
     second = Process("second", ["worker"], first.folder, first.env | {"WEB_PORT": str(free_port())})
     assert second.popen.wait(30) == 3
     assert len(second.said().strip().splitlines()) == 1

@@ -57,10 +57,10 @@ def environment(folder: Path) -> dict[str, str]:
     return {"DATA_DIR": str(folder), "COLUMNS": "200"}
 
 
-def app(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def app(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments], cwd=Path(__file__).parents[2], capture_output=True, text=True,
-        check=False, env={**os.environ, **environment(folder)}, timeout=120,
+        check=False, env={**os.environ, **environment(folder), **env}, timeout=120,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_the_recorded_month_is_stored_as_it_lies_in_the_file(
         rows = [row for batch in store.scan("candles_5m", eq={"symbol": "BTCUSDT"}) for row in batch.to_pylist()]
     assert len(rows) == len(expected) == 8640
     assert [{name: row[name] for name in expected[row["ts"]]} for row in rows] == [expected[row["ts"]] for row in rows]
-    assert app(tmp_path, "verify", "month").returncode == 0
+    assert app(tmp_path, "verify", "month", **worker.env).returncode == 0
 
 
 @pytest.mark.timeout(300)

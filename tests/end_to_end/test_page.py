@@ -7,57 +7,29 @@ Two kinds of tests: on a real worker, and on a page whose calls are answered fro
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.processes import Process
+from tests.browser import CONTRASTS, keep, needs_chromium
+from tests.processes import Broker, Process
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--no-sandbox",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+pytestmark = needs_chromium
 Start = Callable[..., Any]
 DUMMY = {"target": "dummy-service", "type": "simulate"}
 HOSTILE = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
 DAY_MS = 86_400_000
 NOON_MS = 1_755_648_000_000  # 2025-08-20
 
-if not CHROMIUM.exists():
-    pytest.skip(f"{CHROMIUM} is absent: apt-get install --no-install-recommends chromium", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page of which every script error is a failure of the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: errors.append(said.text) if "Content Security Policy" in said.text else None)
-    yield page
-    context.close()
-    assert errors == []
-
-
-def keep(page: Page, name: str) -> None:
-    """A picture, where somebody wants one."""
-    if folder := os.environ.get("PAGE_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+def broker(tmp_path: Path) -> Broker:
+    """The page asks the worker only: one broker is enough here."""
+    return Broker(tmp_path)
 
 
 def live(page: Page, url: str) -> None:
@@ -275,7 +247,7 @@ def test_it_fits_every_width_and_is_readable_by_day_and_by_night(page: Page, wid
     expect(page.locator(".verdict")).to_be_visible()
     keep(page, f"{scheme}-{width}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    low = page.evaluate(_CONTRASTS)
+    low = page.evaluate(CONTRASTS)
     assert low == [], "text with a contrast under 4.5"
 
 
@@ -292,27 +264,3 @@ def test_everything_can_be_reached_and_used_by_keyboard(page: Page) -> None:
         assert wanted in reached, reached
     page.get_by_role("button", name="Report of month").press("Enter")
     expect(page.locator("#report-title")).to_be_focused()
-
-
-# Every element with text of its own, against the nearest background that is painted (WCAG 2.1, relative luminance).
-_CONTRASTS = """() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
-    .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const color = parse(getComputedStyle(at).backgroundColor);
-      if (color.length < 4 || color[3] > 0) return color;
-    }
-    return [255, 255, 255];
-  };
-  return [...document.querySelectorAll("body *")]
-    .filter((node) => node.checkVisibility() && !node.closest(".unseen, svg") && !node.disabled
-      && [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()))
-    .map((node) => {
-      const [a, b] = [light(parse(getComputedStyle(node).color)), light(behind(node))];
-      return [node.textContent.trim().slice(0, 40), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-    })
-    .filter(([, contrast]) => contrast < 4.5);
-}"""

@@ -18,6 +18,7 @@ import pytest
 
 from app.config import settings
 from app.files import Files
+from tests.market import Market
 from tests.processes import Process, wait_for
 
 Start = Callable[..., Any]
@@ -101,10 +102,11 @@ def test_a_run_can_be_asked_for_when_its_start_is_answered(start_worker: Start) 
     assert worker.get(f"/tables/workflows/{queue_id}")[1]["queue_id"] == queue_id
     assert [row["key"] for row in worker.get("/tables/tasks")[1]["rows"]] == answer["ids"]
     assert {table["name"] for table in worker.get("/tables")[1]["tables"]} >= {"workflows", "tasks"}
+    wait_for(lambda: worker.get("/queues?state=finished")[1]["queues"])
     assert worker.get("/queues?state=finished&limit=1")[1]["queues"][0]["progress"] == 1.0
     assert worker.post(f"/queues/stop?queue_id={queue_id}", None)[0] == 202
     metrics = ask(f"{worker.url}/metrics")[1].decode()
-    assert 'streamforge_messages_total{agent="show_events"}' in metrics
+    assert 'streamforge_commands_total{answer="accepted",command="start"} 1.0' in metrics
     for word in ("live", "ready", "startup"):
         assert worker.get(f"/health/{word}")[0] == 200
     for path in ("/table", "/router", "/graph", "/stats", "/performance/"):
@@ -130,6 +132,31 @@ async def test_every_viewer_sees_every_event_and_none_keeps_the_worker_from_stop
         # The other two never read again: nothing they do or leave may hold the worker.
         assert await ending == 0
         assert time.monotonic() - began < 10
+
+
+async def test_trades_and_books_reach_a_viewer_of_their_symbol_as_they_come(start_worker: Start) -> None:
+    worker = start_worker()
+    market = Market(worker.broker)
+    async with aiohttp.ClientSession(worker.url) as session:
+        viewer = await session.ws_connect("/ws/market?symbol=ETHUSDT")
+        frames = [json.loads(await viewer.receive_str(timeout=20))]
+        while not frames[-1].get("book"):  # from the first one that is seen on, every record is
+            await asyncio.to_thread(market.show_book)
+            frames.append(json.loads(await viewer.receive_str(timeout=20)))
+        sent = [number for _ in range(3) for number in await asyncio.to_thread(market.trade)]
+        seen: list[int] = []
+        while seen != sent:
+            frames.append(json.loads(await viewer.receive_str(timeout=20)))
+            seen += [row[0] for row in frames[-1].get("trades", [])]
+            assert seen == sent[: len(seen)]
+        assert [frame["seq"] for frame in frames] == list(range(frames[0]["seq"], frames[0]["seq"] + len(frames)))
+        books = [frame["book"] for frame in frames if frame.get("book")]
+        assert len(books[-1]["bids"]) == len(books[-1]["asks"]) == 20
+        await viewer.send_str("what else?")
+        while (said := json.loads(await viewer.receive_str(timeout=20)))["event"] != "error":
+            assert said["event"] == "news"
+    assert {one["channel"] for one in worker.get("/streams")[1]["streams"]} == {"trades", "book"}
+    assert worker.get("/book/ETHUSDT")[1]["field"] == "symbol"
 
 
 def test_a_foreign_page_can_neither_change_nor_watch_anything(start_worker: Start) -> None:
@@ -216,12 +243,17 @@ def test_the_loaded_candles_are_served_as_json_and_as_arrow(
     assert worker.get("/queues/load/report")[0] == status
 
     # Without a worker the files say the same, field by field.
-    monkeypatch.setenv("DATA_DIR", str(worker.folder))
+    for name, value in worker.broker.env.items() | {("DATA_DIR", str(worker.folder))}:
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("STORE_URL", raising=False)
     settings.cache_clear()
     try:
-        said = {"queues": worker.get("/queues")[1]["queues"], "streams": worker.get("/coverage")[1]["streams"]}
-        wait_for(lambda: orjson.loads(orjson.dumps({"queues": Files().runs(), "streams": Files().coverage()})) == said)
+
+        def the_same() -> bool:
+            said = {"queues": worker.get("/queues")[1]["queues"], "streams": worker.get("/coverage")[1]["streams"]}
+            return bool(said == orjson.loads(orjson.dumps({"queues": Files().runs(), "streams": Files().coverage()})))
+
+        wait_for(the_same)
         assert orjson.loads(orjson.dumps(Files().run("load"))) == worker.get("/queues/load")[1]
     finally:
         settings.cache_clear()
