@@ -14,7 +14,7 @@ import msgspec
 
 from adapters.exchanges.base import Exchange, Parsed, RejectedFrame
 from app import outside, topics
-from app.core import Message, consumes, dead_letter, put
+from app.core import Message, consumes_together, dead_letter, put
 from app.errors import ExchangeError
 from app.telemetry import ROWS
 from models.market import (
@@ -31,39 +31,44 @@ from models.market import (
     encode_frames,
     encode_frames_info,
     encode_page_info,
+    joined,
     pack_columns,
+    runs_of,
 )
 from models.spans import clip
 
 
-@consumes(topics.raw_trades, topics.raw_candles)
-async def normalize_pages(message: Message) -> None:
-    """Parse a page or a message of frames once; what is behind works on its columns."""
+@consumes_together(topics.raw_trades, topics.raw_candles)
+async def normalize_pages(messages: list[Message]) -> None:
+    """Parse each page or message of frames once; what goes on where the one before it ended becomes one batch."""
+    read = [await _read(message) for message in messages]
+    for run in runs_of(read):
+        batch = joined([read[place] for place in run])
+        if len(batch) or batch.covers:
+            await put(topics.market_for(batch.channel), messages[run[-1]].key, encode_batch(batch))
+            ROWS.labels("normalize_pages").inc(len(batch))
+
+
+async def _read(message: Message) -> Batch:
+    """What the message holds; what of it cannot be used is put aside."""
     if "frames" in message.headers:
-        await _normalize_frames(message)
-        return
+        return await _read_frames(message)
     info = decode_page_info(message.headers["page"])
     batch, rejected = normalize(outside.parser(), info, message.value, message.place)
     for row, reason, span in rejected:
         again = msgspec.structs.replace(info, covers=span, asked=span)
         await dead_letter(message, reason, value=row, headers={"page": encode_page_info(again)})
-    await _put(message, batch)
+    return batch
 
 
-async def _normalize_frames(message: Message) -> None:
+async def _read_frames(message: Message) -> Batch:
     info = decode_frames_info(message.headers["frames"])
     batch, rejected = normalize_frames(outside.parser(), info, decode_frames(message.value), message.place)
     for bad in rejected:
         again = msgspec.structs.replace(info, covers=bad.hole)
         headers = {"frames": encode_frames_info(again)}
         await dead_letter(message, bad.reason, value=encode_frames([bad.frame]), headers=headers)
-    if len(batch) or batch.covers:
-        await _put(message, batch)
-
-
-async def _put(message: Message, batch: Batch) -> None:
-    await put(topics.market_for(batch.channel), message.key, encode_batch(batch))
-    ROWS.labels("normalize_pages").inc(len(batch))
+    return batch
 
 
 def normalize(

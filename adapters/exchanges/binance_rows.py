@@ -8,9 +8,11 @@ hole is named, never closed. Shapes: every column (rows,).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import lru_cache
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -140,6 +142,7 @@ class Read:
 TRADE_FIELDS = {
     "id": "<i8", "ts_ms": "<i8", "price": "<f8", "size": "<f8", "first": "<i8", "last": "<i8", "buyer_is_maker": "|b1",
 }  # fmt: skip
+_TRADE_ROW = np.dtype(list(TRADE_FIELDS.items()))
 CANDLE_FIELDS = {
     "ts": "<i8", "open": "<f8", "high": "<f8", "low": "<f8", "close": "<f8", "volume": "<f8", "quote_volume": "<f8",
     "trades": "<i8", "taker_buy_volume": "<f8", "taker_buy_quote_volume": "<f8",
@@ -192,10 +195,8 @@ def _row_by_row(
 
 def _trade_columns(rows: Sequence[Any], rejected: list[tuple[int, Rejected]]) -> Read:
     """Raises ValueError when a number makes no sense."""
-    values: Iterable[Sequence[Any]] = zip(*map(msgspec.structs.astuple, rows), strict=True) if rows else repeat(())
-    columns = {
-        name: np.array(column, dtype) for (name, dtype), column in zip(TRADE_FIELDS.items(), values, strict=False)
-    }
+    table = np.frombuffer(_packed(rows), _TRADE_ROW)
+    columns = {name: np.ascontiguousarray(table[name]) for name in TRADE_FIELDS}
     columns["ts_ms"] = _all_milliseconds(columns["ts_ms"])
     _must_be_positive(columns, ("price",))
     _must_be_finite(columns, ("size",))
@@ -204,6 +205,19 @@ def _trade_columns(rows: Sequence[Any], rejected: list[tuple[int, Rejected]]) ->
     if (columns["last"] < columns["first"]).any():
         raise ValueError("a trade ends before it begins (l < f)")
     return _in_order(columns, rejected)
+
+
+def _packed(rows: Sequence[Any]) -> bytes:
+    """The rows' fields as TRADE_FIELDS, one after another; half the time of an array for each field."""
+    try:
+        return _trade_format(len(rows)).pack(*chain.from_iterable(map(msgspec.structs.astuple, rows)))
+    except struct.error as error:
+        raise ValueError(f"a number of a trade has more than 64 bits: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _trade_format(rows: int) -> struct.Struct:
+    return struct.Struct("<" + "qqddqq?" * rows)
 
 
 def _candle_columns(rows: Sequence[Any], rejected: list[tuple[int, Rejected]]) -> Read:
