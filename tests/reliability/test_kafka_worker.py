@@ -225,15 +225,15 @@ def test_r34_lag_is_what_lies_behind_the_committed_position(
             )  # fmt: skip
             return sum(end for (topic, _), end in reader.ends().items() if topic == "market.trades") - done
 
-    wait_for(lambda: behind() > 30, 30, worker.said)
+    wait_for(lambda: behind() > 1, 60, worker.said)  # messages of many pages each
 
     def agrees() -> bool:
         shown = sum(
             n for labels, n in metrics(worker)["streamforge_lag_messages"].items() if labels[1] == "market.trades"
         )
-        return shown == pytest.approx(behind(), rel=0.05) and behind() > 30
+        return shown == behind() > 1
 
-    wait_for(agrees, 20, lambda: f"{behind()} {metrics(worker)['streamforge_lag_messages']}")
+    wait_for(agrees, 60, lambda: f"{behind()} {metrics(worker)['streamforge_lag_messages']}")
     held.execute("ROLLBACK")
     assert worker.wait_for_end("waits")["status"] == "finished"
 
