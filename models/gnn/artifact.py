@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from app.errors import RunFailed
 from models.gnn.dataset import Scaler
 from models.gnn.evaluate import Metrics
 from models.gnn.graph import GraphSpec
+from models.gnn.net_config import NetConfig
 
 if TYPE_CHECKING:
     from models.gnn.network import Ensemble
@@ -34,18 +35,6 @@ WEIGHTS, CONFIG, METRICS, DATASET, CARD = "model.safetensors", "config.json", "m
 MANIFEST = "MANIFEST.json"
 FILES = (WEIGHTS, CONFIG, METRICS, DATASET, CARD)
 MAX_FILE_BYTES = 64 * 1024 * 1024
-
-
-class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of network for one label: an average over seeds. `NetSpec` of the network module as plain fields."""
-
-    conv: Literal["SAGE", "GATv2", "none"]
-    features: int
-    hidden: int
-    layers: int
-    heads: int
-    dropout: float
-    seeds: tuple[int, ...]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

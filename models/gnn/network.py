@@ -22,10 +22,10 @@ from torch.nn import functional
 from torch_geometric.nn import GATv2Conv, SAGEConv
 
 from app.errors import RunFailed
-from models.gnn.artifact import NetConfig
 from models.gnn.dataset import Scaler
 from models.gnn.features import Floats, sigmoid
 from models.gnn.graph import EDGE_ATTRIBUTES, CandleGraph, Ints, ego_graph
+from models.gnn.net_config import NetConfig
 
 Conv = Literal["SAGE", "GATv2", "none"]
 

@@ -34,6 +34,7 @@ from models.gnn.evaluate import Candidate, LabelReport, Metrics, Outcome, Role, 
 from models.gnn.features import Floats, grid_of, sigmoid
 from models.gnn.graph import random_past_edges
 from models.gnn.labels import Labels, make_labels
+from models.gnn.net_config import NetConfig
 from models.gnn.progress import EXIT_INTERRUPTED, Interrupted, Reporter, StopSwitch
 from models.gnn.request import INPUTS_FILE, ModelType, TrainRequest, read_request
 
@@ -227,8 +228,8 @@ def publish(training: Training, metrics: Metrics) -> Path:
     request, graph = training.request, training.inputs.graph
     spec = msgspec.to_builtins(network().NetSpec(conv="none", features=graph.x.shape[1]))
     tensors = dict(sorted(training.weights.items()))
-    networks: dict[str, artifact.NetConfig] = {
-        kind: artifact.NetConfig(**{**spec, "conv": kind}, seeds=request.seeds) for kind in request.model_types
+    networks: dict[str, NetConfig] = {
+        kind: NetConfig(**{**spec, "conv": kind}, seeds=request.seeds) for kind in request.model_types
     }
     config = artifact.Config(
         name=request.name, version=request.version, symbol=graph.symbol, graph=graph.spec,

@@ -14,8 +14,9 @@ from safetensors.numpy import save
 
 from app.errors import RunFailed
 from models.gnn import artifact
-from models.gnn.artifact import CONFIG, FILES, MANIFEST, WEIGHTS, Config, NetConfig, load_artifact, publish
+from models.gnn.artifact import CONFIG, FILES, MANIFEST, WEIGHTS, Config, load_artifact, publish
 from models.gnn.evaluate import Metrics
+from models.gnn.net_config import NetConfig
 from models.gnn.network import CandleNet, NetSpec
 
 SEEDS = (0, 1)
