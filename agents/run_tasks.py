@@ -55,6 +55,11 @@ async def run_tasks(message: Message) -> None:
         return
     row.at["queue-tasks"] = max(message.offset, row.at.get("queue-tasks", -1))
     tasks.put(row.task_id, row)
+    act(said, row)
+
+
+def act(said: TaskMessage, row: Task) -> None:
+    """Begin, tell or stop the work as a record says that `row` has applied."""
     job, work = _at_work.get(said.task_id, (None, None))
     if said.kind == "launch" and row.state == "active" and row.attempt == said.attempt:
         begin(row)
@@ -63,7 +68,8 @@ async def run_tasks(message: Message) -> None:
     elif job and work and job.attempt == said.attempt:
         if said.kind == "stop":
             job.stopping = True
-            work.cancel()
+            if job.begun:  # else it ends as soon as it begins; cancelled before that it could not say so
+                work.cancel()
         elif said.kind == "ended" and not job.ended:
             work.cancel()  # its owner before us said the last word, and we began again before we had read it
     elif said.kind == "stop" and row.state == "stopping" and (row.task_id, row.attempt) not in _said_last:
@@ -144,6 +150,7 @@ def _begin_if_ours(task_id: str) -> None:
 
 async def _run(job: Job, resumed: bool) -> None:
     """One attempt from start to its terminal word."""
+    job.begun = True
     run_of_this_task.set(job.queue_id)
     target = job.step.target
     heartbeat = asyncio.create_task(job.heartbeat())

@@ -40,7 +40,7 @@ class Job:
         self.attempt, self.cursor, self.records_written = task.attempt, task.cursor, task.records_written
         self.partition, self.not_before = task.partition, task.not_before
         self.told: asyncio.Queue[Json] = asyncio.Queue()
-        self.stopping = self.ended = False  # asked to stop; has said its last word
+        self.begun = self.stopping = self.ended = False  # has run at all; asked to stop; has said its last word
         self._progress: float | None = None
         self._message, self._reported_at = "", 0.0
         self._extra: Json = {}
