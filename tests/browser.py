@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--no-sandbox",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+
+PATIENCE_MS = 60_000  # no rule: a busy machine paints late
+expect.set_options(timeout=PATIENCE_MS)
 
 needs_chromium = pytest.mark.skipif(
     not CHROMIUM.exists(), reason=f"{CHROMIUM} is absent: apt-get install --no-install-recommends chromium"
@@ -32,6 +35,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A page of which every script error is a failure of the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -69,3 +73,15 @@ CONTRASTS = """() => {
     })
     .filter(([, contrast]) => contrast < 4.5);
 }"""
+
+# Every word of the badge with the page's time, and the page's time of the newest trade on the tape.
+WITNESS = """
+  window.said = []; window.tradedAt = 0;
+  addEventListener("DOMContentLoaded", () => {
+    const badge = document.getElementById("feed-state"), tape = document.getElementById("tape-rows");
+    new MutationObserver(() => said.push([performance.now(), badge.dataset.state, badge.textContent]))
+      .observe(badge, {attributes: true, childList: true});
+    new MutationObserver(() => { tradedAt = performance.now(); })
+      .observe(tape, {subtree: true, childList: true, characterData: true});
+  });
+"""

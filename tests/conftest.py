@@ -7,15 +7,27 @@ the machine is ours to equip. The one thing a clone may lack anywhere is the rec
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from adapters.kafka import local
+from app.chaos import setup
 from tests.browser import browser, page  # noqa: F401 -- fixtures for every test
 from tests.kafka import kafka, kafka_cluster, kafka_tools  # noqa: F401 -- fixtures for every test
 from tests.processes import broker, start_exchange, start_worker  # noqa: F401 -- fixtures for every test
+
+# Every process of a test would compile all it imports, again and again: half of the time it takes to start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Processes that test at the same time choose from different ports.
+share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+for module in (local, setup):
+    module.PORTS = module.PORTS[share :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 # Hypothesis without a clock: a busy machine is no defect of the code.
 settings.register_profile("streamforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -17,6 +17,7 @@ from adapters.kafka.client import Connection
 from adapters.kafka.local import Cluster, fetch, java
 from app.errors import KafkaUnavailable
 
+READY_WITHIN_S = 300.0  # no rule: Java on a busy machine
 QUICK = ("-XX:TieredStopAtLevel=1",)  # a broker that lives for a minute is not worth optimizing: a third less CPU
 
 
@@ -53,7 +54,7 @@ def kafka(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The broker that all tests share; leave it running."""
     cluster = Cluster(tmp_path_factory.mktemp("kafka"), jvm=QUICK, die_with_parent=True)
     try:
-        cluster.start()
+        cluster.start(READY_WITHIN_S)
         yield cluster
     finally:
         cluster.kill()
@@ -66,7 +67,7 @@ def kafka_cluster(kafka_tools: None, tmp_path: Path) -> Iterator[Callable[..., C
 
     def make(brokers: int = 1, **how: Any) -> Cluster:
         made.append(Cluster(tmp_path / f"kafka{len(made)}", brokers, jvm=QUICK, die_with_parent=True, **how))
-        made[-1].start()
+        made[-1].start(READY_WITHIN_S)
         return made[-1]
 
     yield make

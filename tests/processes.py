@@ -31,23 +31,31 @@ from app.config import settings
 
 ROOT = Path(__file__).parents[1]
 POLL_S = 0.05
+PATIENCE_S = 150.0  # no rule: what has not come by then will not come, however busy the machine is
+
+_held: list[socket.socket] = []  # ports of this process
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody else is given while this process lives, whether something listens there or not."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # bound, not listening: a server may share it
+    probe.bind(("127.0.0.1", 0))
+    _held.append(probe)
+    port: int = probe.getsockname()[1]
+    return port
 
 
 class Process:
     """A child of the test; its output lies in a file, its end is always seen."""
 
+    program = ("-m", "app")
+
     def __init__(self, name: str, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
         self.output = folder / f"{name}.out"
         with self.output.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "app", *arguments], cwd=ROOT, env={**os.environ, **env},
+                [sys.executable, *self.program, *arguments], cwd=ROOT, env={**os.environ, **env},
                 stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -58,7 +66,7 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.popen.poll() is None:
             self.popen.send_signal(number)
-        return self.popen.wait(30)
+        return self.popen.wait(PATIENCE_S)
 
     def said(self) -> str:
         return self.output.read_text(errors="replace")
@@ -106,7 +114,7 @@ class Worker(Process):
         Process.__init__(self, "worker", ["worker"], self.folder, self.env)
         self.wait_until_ready()
 
-    def wait_until_ready(self, timeout_s: float = 60) -> None:
+    def wait_until_ready(self, timeout_s: float = PATIENCE_S) -> None:
         def ready() -> bool:
             if self.popen.poll() is not None:
                 raise AssertionError(f"the worker ended with {self.popen.returncode}: {self.said()[-2000:]}")
@@ -128,7 +136,7 @@ class Worker(Process):
         events = [json.loads(record.value or b"{}") for record in self.broker.records("queue-events")]
         return [event for event in events if queue_id is None or event.get("queue_id") == queue_id]
 
-    def wait_for_end(self, queue_id: str, timeout_s: float = 60) -> dict[str, Any]:
+    def wait_for_end(self, queue_id: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """The run's last word."""
         found: list[dict[str, Any]] = []
 
@@ -145,7 +153,7 @@ def call(method: str, url: str, body: Any = None) -> tuple[int, Any]:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             text, status = answer.read(), answer.status
     except urllib.error.HTTPError as error:
         text, status = error.read(), error.code
@@ -155,7 +163,9 @@ def call(method: str, url: str, body: Any = None) -> tuple[int, Any]:
         return status, text.decode(errors="replace")
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 10, explain: Callable[[], str] = lambda: "") -> None:
+def wait_for(
+    condition: Callable[[], Any], timeout_s: float = PATIENCE_S, explain: Callable[[], str] = lambda: ""
+) -> None:
     """Until the condition holds; what another process does can only be looked at."""
     until = time.monotonic() + timeout_s
     while not condition():
@@ -166,7 +176,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 10, explain: Calla
 def remove_topics(bootstrap: str) -> None:
     """Everything that other tests have left on the brokers."""
     client = AdminClient(Connection(bootstrap).librdkafka())
-    if old := [name for name in client.list_topics(timeout=10).topics if not name.startswith("__")]:
+    if old := [name for name in client.list_topics(timeout=60).topics if not name.startswith("__")]:
         for deleted in client.delete_topics(old).values():
             deleted.result()
 
@@ -179,6 +189,11 @@ def empty_broker(bootstrap: str, folder: Path) -> Broker:
     specs = [replace(spec, name=re.sub(f"^{ours}", app_id, spec.name)) for spec in topics.specs(*topics.TABLES_OF_ROLE)]
     admin.apply(connection, specs, replication=1)
     return Broker(folder, bootstrap, app_id)
+
+
+# For what no broker has a part in, or what another test promises of the other one.
+on_the_embedded_log = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+on_kafka = pytest.mark.parametrize("broker", ["kafka"], indirect=True)
 
 
 @pytest.fixture(params=["embedded", "kafka"])
@@ -221,7 +236,7 @@ def start_exchange(tmp_path: Path) -> Iterator[Callable[..., str]]:
             except urllib.error.URLError:
                 return False
 
-        wait_for(answers, 30, exchange.said)
+        wait_for(answers, explain=exchange.said)
         return url
 
     yield start

@@ -63,7 +63,7 @@ async def viewer(
 async def texts(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[str]:
     """The next `count` frames; an AssertionError names what came instead."""
     found: list[str] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while len(found) < count:
             message = await socket.receive()
             assert message.type == aiohttp.WSMsgType.TEXT, f"{message} after {len(found)} of {count} frames"
@@ -82,7 +82,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
 
 async def ends(socket: aiohttp.ClientWebSocketResponse) -> int | None:
     """Wait for the end of the connection; its close code (1006: without a word)."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while not socket.closed:
             await socket.receive()
     return socket.close_code

@@ -255,7 +255,7 @@ async def test_trades_of_a_range_that_just_ended_wait_for_a_later_one() -> None:
             case.running.url, on_wait=lambda _, why: "on their way" in why and said.set(), patience=HASTY
         )
         loading = asyncio.create_task(load(Case(case.running, loader, []), "trades", span))
-        await asyncio.wait_for(said.wait(), 10)
+        await asyncio.wait_for(said.wait(), 150)
         loading.cancel()
         await asyncio.wait([loading])
         await loader.close()
@@ -484,7 +484,7 @@ async def test_a_dead_exchange_is_asked_again_with_growing_waits_and_a_stop_ends
     patience = Patience(first_wait_s=0.01, longest_wait_s=0.2)
     loader = BinanceSpot(running.url, on_wait=on_wait, patience=patience)
     task = asyncio.create_task(_drain(loader))
-    await asyncio.wait_for(enough.wait(), 10)
+    await asyncio.wait_for(enough.wait(), 150)
     task.cancel()
     before = asyncio.get_running_loop().time()
     with pytest.raises(asyncio.CancelledError):

@@ -49,7 +49,7 @@ async def commits(log: Log) -> None:
     """Wait for the next thing the writer publishes."""
     published = asyncio.Event()
     end = log.listen(published.set)
-    await asyncio.wait_for(published.wait(), 10)
+    await asyncio.wait_for(published.wait(), 150)
     end()
 
 

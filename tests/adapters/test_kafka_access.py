@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,8 @@ from adapters.kafka.access import check
 from adapters.kafka.client import Connection
 from adapters.kafka.local import Cluster
 from app.errors import BrokerUnreachable, SetupRefused
-from tests.kafka import QUICK, environment
+from tests.kafka import QUICK, READY_WITHIN_S, environment
+from tests.machine import Stopwatch
 from tests.processes import ROOT, wait_for
 
 APP_ID = "sums"
@@ -62,7 +62,7 @@ def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("secured")
     cluster = Cluster(folder, acls=True, users=users, jvm=QUICK, die_with_parent=True)
     try:
-        cluster.start()
+        cluster.start(READY_WITHIN_S)
         admin = AdminClient(cluster.connection().librdkafka())
         topics = [NewTopic(name, num_partitions=1) for name in (SOURCE, SINK, CHANGELOG, LEADER)]
         bindings = [
@@ -123,9 +123,9 @@ def test_who_may_do_nothing_is_told_everything(secured: Cluster) -> None:
 def test_a_wrong_password_is_one_line_at_once(
     secured: Cluster, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    began_s = time.monotonic()
+    watch = Stopwatch()
     said = refused(replace(secured.connection("worker"), password="guessed"))
-    assert time.monotonic() - began_s < 5
+    assert watch.took_s() < 5
     assert "do not accept user worker: check KAFKA_USERNAME, KAFKA_PASSWORD_FILE" in said
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""
@@ -146,21 +146,21 @@ def test_a_file_that_is_no_certificate_is_named(secured: Cluster, tmp_path: Path
 def test_a_client_that_speaks_plainly_to_a_secured_port_is_told(
     secured: Cluster, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(Connection(secured.bootstrap), within_s=2)
+    said = refused(Connection(secured.bootstrap), within_s=4)
     assert "may not speak PLAINTEXT: check KAFKA_SECURITY_PROTOCOL" in said
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_client_that_speaks_tls_to_a_plain_port_is_told(kafka: Cluster, secured: Cluster) -> None:
-    said = refused(replace(secured.connection("worker"), bootstrap=kafka.bootstrap), within_s=2)
+    said = refused(replace(secured.connection("worker"), bootstrap=kafka.bootstrap), within_s=4)
     assert "may not speak SASL_SSL: check KAFKA_SECURITY_PROTOCOL" in said
 
 
 def test_brokers_that_do_not_answer_are_named_in_time(capfd: pytest.CaptureFixture[str]) -> None:
-    began_s = time.monotonic()
+    watch = Stopwatch()
     with pytest.raises(BrokerUnreachable, match=r"no broker answers at 127\.0\.0\.1:9 within 1 s"):
         check(Connection("127.0.0.1:9"), **NEEDS, within_s=1)
-    assert time.monotonic() - began_s < 4
+    assert watch.took_s() < 4
     assert capfd.readouterr() == ("", "")
 
 
@@ -187,7 +187,7 @@ def test_the_documented_rights_suffice_for_an_app_with_a_table(secured: Cluster,
             env={**os.environ, **environment(secured.connection("worker"))}, stdout=output, stderr=output,
         )  # fmt: skip
     try:
-        wait_for(all_arrived, 60, said.read_text)
+        wait_for(all_arrived, explain=said.read_text)
     finally:
         worker.kill()
         worker.wait()

@@ -116,7 +116,7 @@ async def test_what_any_client_compresses_can_be_read_by_a_worker(
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=connection.bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        assert (await asyncio.wait_for(consumer.getone(), 10)).value == b"a command " * 100
+        assert (await asyncio.wait_for(consumer.getone(), 150)).value == b"a command " * 100
     finally:
         await consumer.stop()
 

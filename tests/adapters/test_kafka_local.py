@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from adapters.kafka import local
 from adapters.kafka.local import PORTS, Cluster
 from app.errors import KafkaUnavailable, SetupRefused
-from tests.kafka import unique
+from tests.kafka import QUICK, READY_WITHIN_S, unique
 from tests.processes import ROOT, wait_for
 
 MakeCluster = Callable[..., Cluster]
@@ -70,13 +70,13 @@ def test_a_killed_broker_comes_back_with_its_address_and_data(kafka_cluster: Mak
     put(cluster, topic, b"acknowledged")
     cluster.kill_node(1, signal.SIGKILL)
     assert cluster.pid(1) is None
-    again = Cluster(cluster.folder, die_with_parent=True)
-    assert again.start() == bootstrap
+    again = Cluster(cluster.folder, jvm=QUICK, die_with_parent=True)
+    assert again.start(READY_WITHIN_S) == bootstrap
     assert first_value(again, topic) == b"acknowledged"
     again.pause(1)
     again.stop()
     assert [node.pid for node in cluster.status()] == [None]
-    assert again.start() == bootstrap
+    assert again.start(READY_WITHIN_S) == bootstrap
     assert first_value(again, topic) == b"acknowledged"
     again.kill()
 
@@ -88,7 +88,7 @@ def test_a_paused_broker_is_not_ready_until_it_goes_on(kafka: Cluster) -> None:
             kafka.wait_ready(0.5)
     finally:
         kafka.resume(1)
-    kafka.wait_ready()
+    kafka.wait_ready(READY_WITHIN_S)
 
 
 def test_three_brokers_serve_while_one_is_dead(kafka_cluster: MakeCluster) -> None:
@@ -107,7 +107,7 @@ def test_a_broker_ends_with_the_process_that_started_it(kafka_tools: None, tmp_p
     """Even when that one is killed, and the broker is paused and can do nothing itself."""
     code = (
         "import sys; from pathlib import Path; from adapters.kafka.local import Cluster\n"
-        "cluster = Cluster(Path(sys.argv[1]), die_with_parent=True); cluster.start(); cluster.pause(1)\n"
+        "cluster = Cluster(Path(sys.argv[1]), die_with_parent=True); cluster.start(300); cluster.pause(1)\n"
         "print('ready', flush=True); sys.stdin.read()"
     )
     runner = subprocess.Popen(

@@ -35,8 +35,8 @@ def topic(connection: Connection) -> Make:
     def make(partitions: int = 1, **settings: str) -> str:
         name = f"read-{uuid4().hex[:8]}"
         config = {setting.replace("_", "."): value for setting, value in settings.items()}
-        client.create_topics([NewTopic(name, partitions, 1, config=config)], operation_timeout=10)[name].result()
-        wait_for(lambda: name in client.list_topics(timeout=5).topics)
+        client.create_topics([NewTopic(name, partitions, 1, config=config)], operation_timeout=150)[name].result()
+        wait_for(lambda: name in client.list_topics(timeout=150).topics)
         return name
 
     return make
@@ -110,7 +110,7 @@ def test_a_compacted_topic_is_read_to_its_end_although_offsets_are_missing(
         produce(connection, name, [(b"last", b"x")])  # closes the segment before it
         return len(list(reader.records(name))) < 4_000
 
-    wait_for(compacted, 60)
+    wait_for(compacted)
     found = list(reader.records(name))
     assert {record.key for record in found} == {b"key-%d" % i for i in range(10)} | {b"last"}
     newest = {record.key: record.offset for record in found}
@@ -184,7 +184,7 @@ def commit(connection: Connection, group: str, topic: str, offset: int) -> None:
             return False
         return True
 
-    wait_for(committed, 30)
+    wait_for(committed)
     consumer.close()
 
 

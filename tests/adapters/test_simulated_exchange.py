@@ -235,13 +235,13 @@ async def test_the_process_says_its_address_and_ends_on_sigterm() -> None:
     code = f"import asyncio; from adapters.exchanges import simulated; {run}"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
-    ready = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    ready = json.loads(await asyncio.wait_for(process.stdout.readline(), 150))
     assert (ready["source"], ready["seed"]) == ("generated", 5)
     async with aiohttp.ClientSession() as session, session.get(ready["url"] + "/sim/catalog") as answer:
         catalog = await answer.json()
     assert {"symbol": "BTCUSDT", "channel": "trades"}.items() <= catalog["streams"][0].items()
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 150) == 0
 
 
 # -- recorded files -------------------------------------------------------------------------------------------

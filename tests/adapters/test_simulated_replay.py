@@ -233,7 +233,7 @@ async def test_the_commands_record_until_ctrl_c_and_play(tmp_path: Path) -> None
     play = ["-m", "app", "exchange", "--replay", made["file"], "--port", "0", "--speed", "10"]
     process = await asyncio.create_subprocess_exec(sys.executable, *play, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         ready = json.loads(await process.stdout.readline())
         process.terminate()
         await process.wait()

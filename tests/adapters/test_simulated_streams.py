@@ -298,13 +298,13 @@ async def test_a_ping_comes_every_twenty_seconds_and_needs_its_own_pong_within_a
         payloads = []
         for _ in range(4):
             view.move(20_000)
-            ping = await good.receive(timeout=30)
+            ping = await good.receive(timeout=150)
             assert ping.type == aiohttp.WSMsgType.PING
             await good.pong(ping.data)
             payloads.append(ping.data)
             assert await asked(good, method="LIST_SUBSCRIPTIONS", id=1) == {"result": [], "id": 1}  # the pong is heard
             if len(payloads) == 1:
-                await wrong.receive(timeout=30)
+                await wrong.receive(timeout=150)
                 await wrong.pong(b"something else")
         assert len(set(payloads)) == 4
         assert await ends(wrong) == aiohttp.WSCloseCode.POLICY_VIOLATION

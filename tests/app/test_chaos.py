@@ -198,7 +198,7 @@ faults:
 """)
     done = subprocess.run(
         [sys.executable, "-m", "app", "chaos", str(plan), "--seed", "3", "--json", "--keep", str(tmp_path / "kept")],
-        cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=100, check=False,
+        cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -210,7 +210,7 @@ async def test_viewers_that_read_nothing_hold_up_neither_the_market_nor_the_one_
     assert feed.last_id == seen[-1]
     for viewer in sleeping:
         viewer._response.connection.transport.abort()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(150):
         while len(feed.audience) > 1:  # noqa: ASYNC110 -- what the other end of a socket does can only be looked at
             await asyncio.sleep(0.01)
     assert reader.close_code is None
@@ -224,6 +224,6 @@ async def test_an_audience_of_the_market_is_cut_off_when_it_does_not_keep_up(cli
     for number in range(market.FRAMES_KEPT + 2):
         beat(float(number))  # without giving the loop a turn: nothing is taken
     seen = []
-    while (message := await slow.receive(timeout=10)).type is WSMsgType.TEXT:
+    while (message := await slow.receive(timeout=150)).type is WSMsgType.TEXT:
         seen.append(orjson.loads(message.data)["event"])
     assert (seen[-1], message.data) == ("cut-off", WSCloseCode.TRY_AGAIN_LATER)

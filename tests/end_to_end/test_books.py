@@ -19,16 +19,16 @@ def test_r04_a_book_outlives_its_worker_as_stale_and_comes_back_in_sync(
     leave(broker, diff(98, 100))
     leave(broker, {"lastUpdateId": 100, "bids": [["10", "3"]], "asks": [["11", "1"]]}, kind="snapshot")
     leave(broker, diff(101, 101, bids=[["10", "5"]]))
-    wait_for(lambda: row(worker).get("update_id") == 101, 30, worker.said)
+    wait_for(lambda: row(worker).get("update_id") == 101, explain=worker.said)
     assert (row(worker)["state"], row(worker)["bids"], row(worker)["asks"]) == ("live", [[10.0, 5.0]], [[11.0, 1.0]])
     worker.stop()  # with its last words committed: nothing comes again
 
     worker = start_worker()
     leave(broker, diff(102, 102))
-    wait_for(lambda: row(worker).get("state") == "stale", 30, worker.said)
+    wait_for(lambda: row(worker).get("state") == "stale", explain=worker.said)
     assert row(worker)["bids"] == []
     leave(broker, {"lastUpdateId": 102, "bids": [["10", "7"]], "asks": [["11", "1"]]}, kind="snapshot")
-    wait_for(lambda: row(worker).get("state") == "live", 30, worker.said)
+    wait_for(lambda: row(worker).get("state") == "live", explain=worker.said)
     assert (row(worker)["update_id"], row(worker)["bids"]) == (102, [[10.0, 7.0]])
     said = [decode_book_update(record.value or b"") for record in broker.records("market.books")]
     assert [update.state for update in said][-2:] == ["stale", "live"]

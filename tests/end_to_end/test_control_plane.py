@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 
 from adapters.kafka.local import Cluster
+from tests.kafka import QUICK, READY_WITHIN_S
+from tests.machine import Stopwatch
 from tests.processes import Process, Worker, empty_broker, free_port, wait_for
 
 Start = Callable[..., Any]
@@ -27,10 +28,12 @@ def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield shared
         shared.kill()
         return
-    with Cluster(tmp_path_factory.mktemp("brokers"), die_with_parent=True) as own:
-        shared = Worker(folder, broker=empty_broker(own.bootstrap, folder))
-        yield shared
-        shared.kill()
+    own = Cluster(tmp_path_factory.mktemp("brokers"), jvm=QUICK, die_with_parent=True)
+    own.start(READY_WITHIN_S)
+    shared = Worker(folder, broker=empty_broker(own.bootstrap, folder))
+    yield shared
+    shared.kill()
+    own.kill()
 
 
 def start_dummy(worker: Any, queue_id: str, **payload: float) -> None:
@@ -57,20 +60,21 @@ def test_a_step_starts_reports_and_ends_with_exactly_one_word(worker: Worker) ->
 def test_a_ping_gets_exactly_one_pong_within_a_second(worker: Worker) -> None:
     start_dummy(worker, "d2")
     for number in range(5):
-        asked = time.monotonic()
+        watch = Stopwatch()
         assert worker.post("/commands", {"command": "ping", "queue_id": "d2", "sent_at": number})[0] == 202
-        wait_for(lambda: len(pongs(worker, "d2")) > number, 1.0)  # noqa: B023 -- awaited within this turn
-        assert time.monotonic() - asked < 1.0
+        wait_for(lambda: len(pongs(worker, "d2")) > number)  # noqa: B023 -- awaited within this turn
+        assert watch.took_s(pongs(worker, "d2")[number]["ponged_at"]) < 1.0
     assert [p["ping_ts"] for p in pongs(worker, "d2")] == list(range(5))
     assert {type(p["ponged_at"]) for p in pongs(worker, "d2")} == {float}
 
 
 def test_stop_ends_the_work_within_five_seconds_as_interrupted(worker: Worker) -> None:
     start_dummy(worker, "d3")
-    asked = time.monotonic()
+    watch = Stopwatch()
     assert worker.post("/queues/stop", {"queue_id": "d3"})[0] == 202
-    assert worker.wait_for_end("d3", 5)["status"] == "interrupted"
-    assert time.monotonic() - asked < 5
+    end = worker.wait_for_end("d3")
+    assert end["status"] == "interrupted"
+    assert watch.took_s(end["timestamp"]) < 5
     wait_for(lambda: worker.get("/queues/d3")[1]["state"] == "interrupted")
 
 
@@ -90,10 +94,11 @@ def test_every_live_run_is_addressed_by_a_star(start_worker: Start) -> None:
 
 
 def test_an_active_step_is_heard_of_at_least_every_five_seconds(worker: Worker) -> None:
+    watch = Stopwatch()
     start_dummy(worker, "d4")
-    wait_for(lambda: len([e for e in worker.events("d4") if e["event"] == "loading"]) >= 2, 12)
+    wait_for(lambda: len([e for e in worker.events("d4") if e["event"] == "loading"]) >= 2)
     times = [e["timestamp"] for e in worker.events("d4") if e["target"] == "dummy-service"]
-    assert max(b - a for a, b in itertools.pairwise(times)) < 5
+    assert max(b - a for a, b in itertools.pairwise(times)) < watch.allowed_s(5)
 
 
 def test_a_failing_step_ends_its_run_in_error(worker: Worker) -> None:
@@ -111,17 +116,19 @@ def test_the_same_queue_id_twice_is_the_same_run(worker: Worker) -> None:
     assert len([e for e in worker.events("d6") if e.get("status") == "started"]) == 1
 
 
-@pytest.mark.parametrize("value", [b"[1]", b"nonsense", b"null", b""])
-def test_what_is_no_command_is_put_aside_and_the_next_good_one_answered(start_worker: Start, value: bytes) -> None:
-    worker = start_worker()
-    worker.broker.leave("queue-control", value)
-    worker.broker.leave("queue-control", b'{"command":"stop","queue_id":"nobody"}')
-    wait_for(lambda: [e for e in worker.events("nobody") if e["event"] == "rejected"], 1)
-    [record] = list(worker.broker.records("dead-letters"))
-    assert (record.value or b"") == value
-    headers = dict(record.headers)
-    assert (headers["topic"], headers["offset"]) == (b"queue-control", b"0")
-    assert headers["reason"]
+def test_what_is_no_command_is_put_aside_and_the_next_good_one_answered(start_worker: Start) -> None:
+    worker, nonsense = start_worker(), [b"[1]", b"nonsense", b"null", b""]
+    for value in nonsense:
+        worker.broker.leave("queue-control", value)
+        worker.broker.leave("queue-control", b'{"command":"stop","queue_id":"nobody"}')
+    wait_for(lambda: len([e for e in worker.events("nobody") if e["event"] == "rejected"]) == len(nonsense))
+    letters = list(worker.broker.records("dead-letters"))
+    assert [letter.value or b"" for letter in letters] == nonsense
+    headers = [dict(letter.headers) for letter in letters]
+    assert [(head["topic"], head["offset"]) for head in headers] == [
+        (b"queue-control", b"%d" % n) for n in (0, 2, 4, 6)
+    ]
+    assert all(head["reason"] for head in headers)
 
 
 def test_a_command_left_while_no_worker_runs_is_done_by_the_next_one(start_worker: Start) -> None:
@@ -146,6 +153,6 @@ def test_a_second_worker_on_the_same_log_gets_one_line(tmp_path: Path, request: 
     first = Worker(tmp_path)
     request.addfinalizer(first.kill)
     second = Process("second", ["worker"], first.folder, first.env | {"WEB_PORT": str(free_port())})
-    assert second.popen.wait(30) == 3
+    assert second.popen.wait(150) == 3
     assert len(second.said().strip().splitlines()) == 1
     assert first.get("/health/ready")[0] == 200

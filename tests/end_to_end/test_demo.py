@@ -18,7 +18,7 @@ import pytest
 
 from adapters.embedded_log.file import owner_pid
 from adapters.stores.sqlite import SqliteStore
-from tests.processes import Process, wait_for
+from tests.processes import Process, on_the_embedded_log, wait_for
 
 RANGE = "2025-08-20:2025-08-25"
 QUICK = ("--range", RANGE, "--epochs", "1")
@@ -38,7 +38,7 @@ class Demo(Process):
             assert self.popen.poll() is None or text in self.said(), self.said()
             return text in self.said()
 
-        wait_for(said, 60, self.said)
+        wait_for(said, explain=self.said)
 
     def children(self) -> list[int]:
         """Processes that were started to end with this one."""
@@ -60,7 +60,7 @@ def environment(folder: Path) -> dict[str, str]:
 def app(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments], cwd=Path(__file__).parents[2], capture_output=True, text=True,
-        check=False, env={**os.environ, **environment(folder), **env}, timeout=120,
+        check=False, env={**os.environ, **environment(folder), **env}, timeout=450,
     )  # fmt: skip
 
 
@@ -78,7 +78,6 @@ def start_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
         demo.kill()
 
 
-@pytest.mark.timeout(300)
 def test_an_interrupted_demo_goes_on_and_a_finished_one_is_shown_again(
     start_demo: Callable[..., Demo], tmp_path: Path
 ) -> None:
@@ -90,7 +89,7 @@ def test_an_interrupted_demo_goes_on_and_a_finished_one_is_shown_again(
     assert first.said().splitlines()[-1].startswith("error: interrupted; the same command goes on")
 
     second = start_demo(*QUICK, name="second")
-    assert second.popen.wait(200) == 0, second.said()
+    assert second.popen.wait(450) == 0, second.said()
     text = second.said()
     assert f"BTCUSDT candles_5m: {CANDLES:,} of {CANDLES:,} rows in candles_5m, coverage complete" in text
     assert "Verdict: " in text
@@ -114,7 +113,6 @@ def test_an_interrupted_demo_goes_on_and_a_finished_one_is_shown_again(
     assert json.loads(verified.stdout)["differences"] == 0
 
 
-@pytest.mark.timeout(120)
 def test_nothing_is_left_running_when_the_demo_is_killed(start_demo: Callable[..., Demo], tmp_path: Path) -> None:
     demo = start_demo(*QUICK)
     demo.wait_for_line("load trades        loading")
@@ -123,7 +121,7 @@ def test_nothing_is_left_running_when_the_demo_is_killed(start_demo: Callable[..
     assert (again.returncode, again.stderr.count("\n")) == (3, 1)
     assert "is running already" in again.stderr
     demo.kill()
-    wait_for(lambda: not demo.children(), 20)
+    wait_for(lambda: not demo.children())
     assert owner_pid(tmp_path / GENERATED / "log.db") is None
 
 
@@ -147,6 +145,7 @@ def candles_of(file: Path) -> dict[int, dict[str, float]]:
                 for row in csv.DictReader(lines)}  # fmt: skip
 
 
+@on_the_embedded_log
 def test_the_recorded_month_is_stored_as_it_lies_in_the_file(
     recorded: Path, tmp_path: Path, start_exchange: Callable[..., str], start_worker: Callable[..., Any]
 ) -> None:
@@ -167,12 +166,11 @@ def test_the_recorded_month_is_stored_as_it_lies_in_the_file(
     assert app(tmp_path, "verify", "month", **worker.env).returncode == 0
 
 
-@pytest.mark.timeout(300)
 def test_a_demo_of_recorded_files_leaves_out_what_they_lack(
     recorded: Path, tmp_path: Path, start_demo: Callable[..., Demo]
 ) -> None:
     demo = start_demo("--data", str(recorded), "--range", RANGE, "--epochs", "1")
-    assert demo.popen.wait(200) == 0, demo.said()
+    assert demo.popen.wait(450) == 0, demo.said()
     assert "the folder has no trades of BTCUSDT" in demo.said()
     assert f"BTCUSDT candles_5m: {CANDLES:,} of {CANDLES:,} rows in candles_5m, coverage complete" in demo.said()
     assert "api_trades" not in demo.said()

@@ -11,7 +11,7 @@ import pytest
 from adapters.stores.sqlite import SqliteStore
 from app import outside
 from models.coverage import Coverage
-from tests.processes import Worker, call, wait_for
+from tests.processes import Worker, call, on_kafka, on_the_embedded_log, wait_for
 
 Start = Callable[..., Any]
 ETH = {"venue": "binance", "symbol": "ETHUSDT"}
@@ -63,12 +63,16 @@ def tape(exchange: str, first_id: int, last_id: int) -> dict[int, tuple[int, flo
 
 def wait_for_trades(worker: Worker, more: int) -> None:
     before = len(stored_trades(worker))
-    wait_for(lambda: len(stored_trades(worker)) >= before + more, 60, worker.said)
+    wait_for(lambda: len(stored_trades(worker)) >= before + more, explain=worker.said)
 
 
-def last_state(worker: Worker, queue_id: str = "live") -> dict[str, Any]:
-    said = [e["extra"] for e in worker.events(queue_id) if e["target"] == "loader-ws" and "state" in e["extra"]]
-    return said[-1] if said else {}
+def states(worker: Worker, queue_id: str = "live") -> list[dict[str, Any]]:
+    """All that its stream has said of itself."""
+    return [e["extra"] for e in worker.events(queue_id) if e["target"] == "loader-ws" and "state" in e["extra"]]
+
+
+def gap_filled(worker: Worker) -> bool:
+    return any(said.get("gaps", {}).get("filled") for said in states(worker))
 
 
 def assert_whole(worker: Worker, exchange: str) -> None:
@@ -93,15 +97,17 @@ def test_r01_trades_of_a_cut_are_fetched_before_those_behind_it(start_worker: St
     worker = start_worker(exchange)
     follow(worker)
     wait_for_trades(worker, 50)
-    assert last_state(worker)["state"] == "live"
+    wait_for(lambda: states(worker)[-1]["state"] == "live", explain=worker.said)
+    before = len(states(worker))
     behave(exchange, {"name": "cut", "seconds": 3})
-    wait_for(lambda: last_state(worker)["state"] != "live", 20, worker.said)
-    wait_for(lambda: last_state(worker).get("gaps", {}).get("filled"), 30, worker.said)
+    wait_for(lambda: any(said["state"] != "live" for said in states(worker)[before:]), explain=worker.said)
+    wait_for(lambda: gap_filled(worker), explain=worker.said)
     wait_for_trades(worker, 50)
     stop(worker)
     assert_whole(worker, exchange)
 
 
+@on_the_embedded_log
 def test_r05_a_lost_frame_is_fetched_by_its_id(start_worker: Start, exchange: str) -> None:
     worker = start_worker(exchange)
     follow(worker)
@@ -109,7 +115,7 @@ def test_r05_a_lost_frame_is_fetched_by_its_id(start_worker: Start, exchange: st
     behave(
         exchange, {"name": "drop", "endpoint": "aggTrade", "times": 3}, {"name": "duplicate", "endpoint": "aggTrade"}
     )
-    wait_for(lambda: last_state(worker).get("gaps", {}).get("filled"), 30, worker.said)
+    wait_for(lambda: gap_filled(worker), explain=worker.said)
     wait_for_trades(worker, 30)
     stop(worker)
     assert_whole(worker, exchange)
@@ -120,7 +126,7 @@ def test_r28_the_successor_of_a_killed_worker_fills_what_was_traded_meanwhile(
 ) -> None:
     worker = start_worker(exchange)
     follow(worker)
-    wait_for(lambda: any(b"checkpoint" in (r.value or b"") for r in worker.broker.records("queue-tasks")), 30)
+    wait_for(lambda: any(b"checkpoint" in (r.value or b"") for r in worker.broker.records("queue-tasks")))
     for _ in range(2):
         worker.kill()
         time.sleep(1.0)  # trades that nobody hears
@@ -130,6 +136,7 @@ def test_r28_the_successor_of_a_killed_worker_fills_what_was_traded_meanwhile(
     assert_whole(worker, exchange)
 
 
+@on_kafka
 def test_history_and_live_join_without_a_seam(start_worker: Start, exchange: str) -> None:
     worker = start_worker(exchange)
     follow(worker)
@@ -141,7 +148,7 @@ def test_history_and_live_join_without_a_seam(start_worker: Start, exchange: str
     span = ":".join(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ms / 1000)) for ms in (start_ms, until_ms))
     command = {"command": "start", "queue_id": "h", "symbol": "ETHUSDT", "time_range": span, "requests": kinds}
     assert worker.post("/queues/start", command)[0] == 202
-    assert worker.wait_for_end("h", 60)["status"] == "finished"
+    assert worker.wait_for_end("h")["status"] == "finished"
     wait_for_trades(worker, 10)
     stop(worker)
     rows = stored_trades(worker)
@@ -153,20 +160,21 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(start_worker: Start, exchan
     worker = start_worker(exchange)
     follow(worker)
     wait_for_trades(worker, 30)
-    wait_for(lambda: any(b"checkpoint" in (r.value or b"") for r in worker.broker.records("queue-tasks")), 30)
+    wait_for(lambda: any(b"checkpoint" in (r.value or b"") for r in worker.broker.records("queue-tasks")))
     stop(worker)
     before = len(stored_trades(worker))
     follow(worker)
-    wait_for(lambda: len(stored_trades(worker)) > before + 30, 60, worker.said)
+    wait_for(lambda: len(stored_trades(worker)) > before + 30, explain=worker.said)
     assert_whole(worker, exchange)
 
 
+@on_the_embedded_log
 def test_closed_candles_come_live_and_equal_the_exchanges(start_worker: Start, start_exchange: Start) -> None:
     exchange = start_exchange("--lively", "5", "--start", "2025-08-20T12:00Z", "--speed", "20")
     worker = start_worker(exchange)
     follow(worker, "live", "ws_candles_1m")
     behave(exchange, {"name": "no_close", "symbol": "ETHUSDT", "skip": 2, "times": 1})
-    wait_for(lambda: len(candles(worker)) >= 6, 60, worker.said)
+    wait_for(lambda: len(candles(worker)) >= 6, explain=worker.said)
     stop(worker)
     rows = candles(worker)
     assert sorted(rows) == list(range(min(rows), max(rows) + 1, MINUTE_MS))
@@ -174,8 +182,7 @@ def test_closed_candles_come_live_and_equal_the_exchanges(start_worker: Start, s
     assert ledger(worker, "candles_1m").stored == [(min(rows), max(rows) + MINUTE_MS)]
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+@on_the_embedded_log
 def test_r02_a_hole_that_could_not_be_filled_at_once_is_repaired_from_the_ledger(
     start_worker: Start, start_exchange: Start
 ) -> None:
@@ -183,11 +190,12 @@ def test_r02_a_hole_that_could_not_be_filled_at_once_is_repaired_from_the_ledger
     worker = start_worker(exchange, CANDLE_INTERVALS="1m", REPAIR_AFTER_S="1")
     follow(worker)
     wait_for_trades(worker, 30)
-    behave(exchange, {"name": "down", "seconds": 12}, {"name": "cut", "seconds": 1})
-    wait_for(lambda: ledger(worker).missing, 30, worker.said)
-    wait_for(lambda: not ledger(worker).missing and len(ledger(worker).stored) == 1, 150, worker.said)
+    behave(exchange, {"name": "down", "seconds": 600}, {"name": "cut", "seconds": 1})
+    wait_for(lambda: ledger(worker).missing, explain=worker.said)
+    assert call("DELETE", f"{exchange}/sim/behaviours")[0] == 200
+    wait_for(lambda: not ledger(worker).missing and len(ledger(worker).stored) == 1, explain=worker.said)
     behind_ms = ledger(worker).stored[0][1]
-    wait_for(lambda: max(candles(worker), default=0) + MINUTE_MS > behind_ms, 100, worker.said)
+    wait_for(lambda: max(candles(worker), default=0) + MINUTE_MS > behind_ms, explain=worker.said)
     stop(worker)
     rows = stored_trades(worker)
     assert rows == tape(exchange, min(rows), max(rows))
@@ -212,6 +220,7 @@ def assert_candles_are_the_exchanges(rows: dict[int, dict[str, Any]], exchange: 
         assert row["closed"]
 
 
+@on_the_embedded_log
 def test_an_unknown_symbol_is_rejected_with_the_nearest_names(start_worker: Start, exchange: str) -> None:
     worker = start_worker(exchange)
     request = {"target": "loader-ws", "type": "ws_trades"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from app import topics
 from app.config import settings
 from tests.end_to_end.test_load import CANDLES, begin
 from tests.kafka import environment
+from tests.machine import Stopwatch
 from tests.processes import ROOT, Broker, Worker, wait_for
 
 ROLES = [role for role in topics.AGENTS_OF_ROLE if role != "all"]
@@ -62,7 +62,6 @@ def secured(kafka_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPat
         settings.cache_clear()
 
 
-@pytest.mark.timeout(240)
 def test_the_documented_rights_suffice_for_every_role(
     secured: Cluster, start_exchange: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -81,8 +80,7 @@ def test_the_documented_rights_suffice_for_every_role(
         begin(web, "job", stages=CANDLES)
         wait_for(
             lambda: (web.get("/queues/job")[1] or {}).get("state") == "finished",
-            90,
-            lambda: str(web.get("/queues/job")) + "".join(worker.said()[-1500:] for worker in workers.values()),
+            explain=lambda: str(web.get("/queues/job")) + "".join(worker.said()[-1500:] for worker in workers.values()),
         )
         for role, worker in workers.items():
             assert "uthoriz" not in worker.said(), role
@@ -94,13 +92,13 @@ def test_the_documented_rights_suffice_for_every_role(
 
 def test_a_wrong_password_is_one_line_and_exit_code_3(secured: Cluster, tmp_path: Path) -> None:
     wrong: Connection = replace(secured.connection("ingest"), password="guessed")
-    began_s = time.monotonic()
+    watch = Stopwatch()
     done = subprocess.run(
         [sys.executable, "-m", "app", "worker", "--role", "ingest"], cwd=ROOT, capture_output=True, text=True,
-        timeout=60, check=False, env={**environment(wrong), "DATA_DIR": str(tmp_path), "PATH": ""},
+        timeout=150, check=False, env={**environment(wrong), "DATA_DIR": str(tmp_path), "PATH": ""},
     )  # fmt: skip
     assert done.returncode == 3
-    assert time.monotonic() - began_s < 15
+    assert watch.took_s() < 15
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "KAFKA_PASSWORD_FILE" in done.stderr
     assert "guessed" not in done.stderr

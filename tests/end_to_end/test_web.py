@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -18,8 +17,9 @@ import pytest
 
 from app.config import settings
 from app.files import Files
+from tests.machine import Stopwatch
 from tests.market import Market
-from tests.processes import Process, wait_for
+from tests.processes import Process, on_the_embedded_log, wait_for
 
 Start = Callable[..., Any]
 DUMMY = {"target": "dummy-service", "type": "simulate"}
@@ -51,10 +51,11 @@ REFUSED: list[tuple[str, Any, int, str]] = [
 
 
 def ask(url: str, **headers: str) -> tuple[Any, bytes]:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=150) as answer:
         return answer.headers, answer.read()
 
 
+@on_the_embedded_log
 def test_what_cannot_be_granted_is_refused_with_its_field_and_nothing_is_written(start_worker: Start) -> None:
     worker = start_worker()
     for path, body, status, field in REFUSED:
@@ -75,10 +76,10 @@ def test_what_cannot_be_granted_is_refused_with_its_field_and_nothing_is_written
 
 def test_a_run_can_be_asked_for_when_its_start_is_answered(start_worker: Start) -> None:
     worker = start_worker()
-    began = time.monotonic()
+    watch = Stopwatch()
     status, answer = worker.post("/queues/start", {"requests": [DUMMY | {"payload": {"seconds": 0.3}}]})
     assert status == 202
-    assert time.monotonic() - began < 2
+    assert watch.took_s() < 2
     queue_id = answer["queue_id"]
     assert answer == {"status": "accepted", "queue_id": queue_id, "ids": [f"{queue_id}.0"]}
     status, run = worker.get(f"/queues/{queue_id}")
@@ -86,9 +87,8 @@ def test_a_run_can_be_asked_for_when_its_start_is_answered(start_worker: Start) 
 
     worker.wait_for_end(queue_id)
     on_topic = worker.events(queue_id)
-    deadline = time.monotonic() + 10
-    while len(kept := worker.get(f"/queues/{queue_id}/events")[1]["events"]) < len(on_topic):
-        assert time.monotonic() < deadline
+    wait_for(lambda: len(worker.get(f"/queues/{queue_id}/events")[1]["events"]) >= len(on_topic))
+    kept = worker.get(f"/queues/{queue_id}/events")[1]["events"]
     assert [{k: v for k, v in event.items() if k != "offset"} for event in kept] == on_topic
     pages = []
     after, more = -1, True
@@ -123,15 +123,15 @@ async def test_every_viewer_sees_every_event_and_none_keeps_the_worker_from_stop
         for viewer in viewers:
             seen.append([])
             while not (seen[-1] and seen[-1][-1]["target"] == "queue-manager" and seen[-1][-1]["finished"]):
-                seen[-1].append(json.loads(await viewer.receive_str(timeout=20)))
+                seen[-1].append(json.loads(await viewer.receive_str(timeout=150)))
         assert seen == [worker.events("d")] * 3
 
-        began = time.monotonic()
+        watch = Stopwatch()
         ending = asyncio.create_task(asyncio.to_thread(worker.stop))
-        assert json.loads(await viewers[0].receive_str(timeout=10))["event"] == "cut-off"
+        assert json.loads(await viewers[0].receive_str(timeout=150))["event"] == "cut-off"
         # The other two never read again: nothing they do or leave may hold the worker.
         assert await ending == 0
-        assert time.monotonic() - began < 10
+        assert watch.took_s() < 10
 
 
 async def test_trades_and_books_reach_a_viewer_of_their_symbol_as_they_come(start_worker: Start) -> None:
@@ -139,26 +139,27 @@ async def test_trades_and_books_reach_a_viewer_of_their_symbol_as_they_come(star
     market = Market(worker.broker)
     async with aiohttp.ClientSession(worker.url) as session:
         viewer = await session.ws_connect("/ws/market?symbol=ETHUSDT")
-        frames = [json.loads(await viewer.receive_str(timeout=20))]
+        frames = [json.loads(await viewer.receive_str(timeout=150))]
         while not frames[-1].get("book"):  # from the first one that is seen on, every record is
             await asyncio.to_thread(market.show_book)
-            frames.append(json.loads(await viewer.receive_str(timeout=20)))
+            frames.append(json.loads(await viewer.receive_str(timeout=150)))
         sent = [number for _ in range(3) for number in await asyncio.to_thread(market.trade)]
         seen: list[int] = []
         while seen != sent:
-            frames.append(json.loads(await viewer.receive_str(timeout=20)))
+            frames.append(json.loads(await viewer.receive_str(timeout=150)))
             seen += [row[0] for row in frames[-1].get("trades", [])]
             assert seen == sent[: len(seen)]
         assert [frame["seq"] for frame in frames] == list(range(frames[0]["seq"], frames[0]["seq"] + len(frames)))
         books = [frame["book"] for frame in frames if frame.get("book")]
         assert len(books[-1]["bids"]) == len(books[-1]["asks"]) == 20
         await viewer.send_str("what else?")
-        while (said := json.loads(await viewer.receive_str(timeout=20)))["event"] != "error":
+        while (said := json.loads(await viewer.receive_str(timeout=150)))["event"] != "error":
             assert said["event"] == "news"
     assert {one["channel"] for one in worker.get("/streams")[1]["streams"]} == {"trades", "book"}
     assert worker.get("/book/ETHUSDT")[1]["field"] == "symbol"
 
 
+@on_the_embedded_log
 def test_a_foreign_page_can_neither_change_nor_watch_anything(start_worker: Start) -> None:
     worker = start_worker()
     body = json.dumps({"queue_id": "d", "requests": [DUMMY]}).encode()
@@ -169,7 +170,7 @@ def test_a_foreign_page_can_neither_change_nor_watch_anything(start_worker: Star
                                 ("/queues/start", body, {"Host": "evil.example"}),
                                 ("/queues", None, {"Host": "evil.example"})):  # fmt: skip
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(urllib.request.Request(worker.url + path, data, headers), timeout=10)
+            urllib.request.urlopen(urllib.request.Request(worker.url + path, data, headers), timeout=150)
         assert refused.value.code == 403
         assert json.load(refused.value)["error"]
     assert worker.get("/queues")[1]["queues"] == []
@@ -193,9 +194,10 @@ def test_a_starting_worker_says_503_until_it_knows_its_runs_again(start_worker: 
         assert status == 503 or [run["queue_id"] for run in answer["queues"]] == ["known"]
         return bool(status == 200)
 
-    wait_for(answers, 30, worker.said)
+    wait_for(answers, explain=worker.said)
 
 
+@on_the_embedded_log
 def test_a_worker_with_a_token_changes_nothing_without_it(start_worker: Start) -> None:
     worker = start_worker(API_TOKEN="open-sesame")
     command = {"queue_id": "d", "requests": [DUMMY]}
@@ -204,7 +206,7 @@ def test_a_worker_with_a_token_changes_nothing_without_it(start_worker: Start) -
     assert worker.get("/status")[1]["token_needed"] is True
     body = json.dumps(command).encode()
     call = urllib.request.Request(f"{worker.url}/queues/start", body, {"Authorization": "Bearer open-sesame"})
-    with urllib.request.urlopen(call, timeout=10) as answer:
+    with urllib.request.urlopen(call, timeout=150) as answer:
         assert answer.status == 202
 
 
@@ -259,6 +261,7 @@ def test_the_loaded_candles_are_served_as_json_and_as_arrow(
         settings.cache_clear()
 
 
+@on_the_embedded_log
 def test_a_worker_beyond_loopback_without_a_token_refuses_to_start(start_worker: Start) -> None:
     with pytest.raises(AssertionError, match=r"ended with 3: .*API_TOKEN"):
         start_worker(WEB_BIND="0.0.0.0", API_TOKEN="")

@@ -32,8 +32,8 @@ REPAIRED = os.environ.get("REPAIR", "1") == "1"
 REPEATS = int(os.environ.get("CHAOS_REPEATS", "1"))
 FULL = REPEATS > 1
 KEYS = [b"key%d" % number for number in range(64)]
-PATIENCE_S = 90.0
-STUCK_S = 40.0  # without a record or a commit for so long, a worker will not get on any more
+PATIENCE_S = 150.0
+STUCK_S = 120.0  # without a record or a commit for so long, a worker will not get on any more
 POLL_S = 0.05
 
 
@@ -269,7 +269,7 @@ class Numbers:
     def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         while True:
             try:
-                return self._reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=5) or (0, 0)
+                return self._reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=30) or (0, 0)
             except KafkaException:  # the broker is away, or chooses a leader
                 time.sleep(POLL_S)
 

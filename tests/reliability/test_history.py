@@ -77,7 +77,7 @@ def test_r31_fifty_pairs_through_short_pages_empty_pages_and_refusals_are_whole_
     stages = [{"target": target, "type": "api_candles_5m"} for target in ("loader-producer", "arango-connector")]
     command = {"queue_id": "pairs", "symbols": symbols, "time_range": DAY, "requests": stages}
     assert worker.post("/queues/start", command)[0] == 202
-    end = worker.wait_for_end("pairs", 100)
+    end = worker.wait_for_end("pairs")
     assert end["status"] == "error", "one pair has a gap"
     assert re.search(rf"{lacking} candles_5m: unrecoverable 1 span, 3600 s", end["error_message"])
     for symbol in symbols:

@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 
 from adapters.kafka.local import Cluster
+from tests.kafka import READY_WITHIN_S
+from tests.machine import Stopwatch
 from tests.reliability.kafka_series import FULL, REPEATS, Numbers, joins, kills, note, restarts
 
 DOWN_S = float(os.environ.get("BROKER_DOWN_S", "5"))
 SAME_KEY = int(os.environ.get("SAME_KEY_UPDATES", "1000000" if FULL else "6000"))
 TABLE_ROWS = int(os.environ.get("TABLE_ROWS", "1000000" if FULL else "20000"))
-READY_WITHIN_S = 5.0
+RECOVERED_WITHIN_S = 5.0
 
-pytestmark = pytest.mark.timeout(3600 if FULL else 180)
+pytestmark = pytest.mark.timeout(3600 if FULL else 600)
 
 
 def test_repair_graceful_restarts_with_a_backlog_lose_and_repeat_nothing(kafka: Cluster, tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_r18_a_broker_that_restarts_is_found_again_and_consuming_goes_on(
             begun = time.monotonic()
             cluster.kill_node(1, signal.SIGKILL)
             cluster.start_node(1)
-            cluster.wait_ready()
+            cluster.wait_ready(READY_WITHIN_S)
             numbers.until_advanced(300, worker, since=begun)
         done = numbers.until_done(worker)
         worker.stop()
@@ -123,7 +125,7 @@ def test_r25_a_broker_that_is_away_is_waited_for_and_drained_in_order(
             produce()
         time.sleep(DOWN_S)  # how long it is away
         cluster.start_node(1)
-        cluster.wait_ready()
+        cluster.wait_ready(READY_WITHIN_S)
         numbers.until_advanced(1, worker, since=begun)
         numbers.until(lambda: numbers.end(numbers.numbers) == numbers.events, worker)
         done = numbers.until_done(worker)
@@ -138,8 +140,10 @@ def test_state_on_a_volume_of_its_own_is_ready_within_seconds_of_a_restart(kafka
     with numbers.worker() as worker:
         first_s = worker.ready_after_s()
         worker.stop()
+    watch = Stopwatch()
     with numbers.worker() as worker:
         again_s = worker.ready_after_s()
+        allowed_s = watch.allowed_s(RECOVERED_WITHIN_S)
         worker.stop()
     note(f"{TABLE_ROWS} rows on rocksdb: first start {first_s:.1f} s, restart {again_s:.1f} s")
-    assert again_s < READY_WITHIN_S
+    assert again_s < allowed_s

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-from tests.processes import Worker, call, wait_for
+from tests.processes import Worker, call, on_the_embedded_log, wait_for
 
 BOOKS = 50
 AT_ONCE = 4  # snapshots that are under way together
@@ -24,8 +22,7 @@ def shown(exchange: str) -> Counter[str]:
     return Counter(entry["name"] for entry in call("GET", f"{exchange}/sim/log")[1])
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+@on_the_embedded_log
 def test_r07_fifty_books_that_lose_their_chain_at_once_are_in_sync_again_without_a_ban(
     start_worker: Callable[..., Any], start_exchange: Callable[..., str]
 ) -> None:
@@ -39,15 +36,15 @@ def test_r07_fifty_books_that_lose_their_chain_at_once_are_in_sync_again_without
         known = states(worker)
         return len(known) == BOOKS and set(known.values()) == {"live"}
 
-    wait_for(all_live, 60, worker.said)
+    wait_for(all_live, explain=worker.said)
     faults = [
         {"name": "too_many_requests", "endpoint": "depth", "seconds": 1, "times": 2},
         {"name": "banned", "endpoint": "depth", "seconds": 2},
         *({"name": "drop", "endpoint": "depth", "symbol": symbol} for symbol in symbols),
     ]
     assert call("POST", f"{exchange}/sim/behaviours", faults)[0] == 200
-    wait_for(lambda: shown(exchange) == {"too_many_requests": 2, "banned": 1, "drop": BOOKS}, 60, worker.said)
-    wait_for(all_live, 150, worker.said)
+    wait_for(lambda: shown(exchange) == {"too_many_requests": 2, "banned": 1, "drop": BOOKS}, explain=worker.said)
+    wait_for(all_live, explain=worker.said)
     answers = call("GET", f"{exchange}/sim/requests")[1]["answers"]
     assert answers["depth 429"] == 2, "no more refusals than those it was shown"
     assert answers["depth 418"] <= 1 + AT_ONCE, "who is banned does not knock"

@@ -54,7 +54,7 @@ def start(workdir: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(child: subprocess.Popen[bytes]) -> tuple[int, list[dict[str, Any]], str]:
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate(timeout=150)
     return child.returncode, [msgspec.json.decode(line) for line in out.splitlines()], err.decode()
 
 
@@ -124,7 +124,7 @@ def test_a_parent_that_is_gone_ends_the_training(candles, graph, tmp_path):
     assert child.stdout is not None
     assert child.stdout.readline()
     child.stdout.close()  # what remains of a parent that was killed
-    assert child.wait(timeout=60) == progress.EXIT_ORPHANED
+    assert child.wait(timeout=150) == progress.EXIT_ORPHANED
     assert child.stderr is not None
     child.stderr.close()
     assert not (workdir / "models").exists()
