@@ -104,7 +104,10 @@ class Worker(Process):
         self.folder, port = folder, free_port()
         self.broker = broker or Broker(folder)
         self.url = f"http://127.0.0.1:{port}"
-        own = {"DATA_DIR": str(folder), "WEB_PORT": str(port), "BINANCE_API_URL": exchange_url}
+        own = {
+            "DATA_DIR": str(folder), "WEB_PORT": str(port), "BINANCE_API_URL": exchange_url,
+            "HEAL_AFTER_S": "120",  # who is not heard of because the machine is busy does not begin again
+        }  # fmt: skip
         self.env = {**own, **self.broker.env, **env}
         super().__init__("worker", ["worker"], folder, self.env)
         self.wait_until_ready()

@@ -222,6 +222,7 @@ def test_r30_a_controller_killed_at_random_moments_makes_exactly_one_run(kafka: 
 def one_run(kafka: Cluster, tmp_path: Path, plan: Plan, seed: int, begin: Callable[[Experiment], None]) -> Verdict:
     """A clean experiment with one run in the store; each of its tasks was begun once and has ended once."""
     remove_topics(kafka.bootstrap)
+    plan.setup.settings["HEAL_AFTER_S"] = 120  # a second attempt would be for a controller that is slow to come back
     said: list[str] = []
     with Ground(plan, new_folder(tmp_path, seed), kafka.bootstrap, unique("chaos")) as ground:
         experiment = Experiment(plan, ground, said.append)

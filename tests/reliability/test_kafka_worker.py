@@ -138,7 +138,7 @@ def test_r19_pages_that_retention_took_before_they_were_read_are_a_gap_that_is_s
     start_role: Start, start_exchange: Start, broker: Broker
 ) -> None:
     exchange = start_exchange()
-    control = start_role("control", exchange, REPAIR_AFTER_S="2", HEAL_AFTER_S="60")
+    control = start_role("control", exchange, REPAIR_AFTER_S="2")
     start_role("ingest", exchange)
     store = start_role("store", exchange)
     process = start_role("process", exchange)
