@@ -30,8 +30,7 @@ def opens(folding: Folding, *batches: Batch) -> list[int]:
     """Open times of the 1m candles, in the order they were made."""
     made: list[int] = []
     for batch in batches:
-        closed = fold_batch(folding, batch, ("1m",))
-        made += closed["1m"]["ts"].tolist() if closed else []
+        made += [ts for some in fold_batch(folding, batch, ("1m",)).candles for ts in some.columns["ts"].tolist()]
     return made
 
 
