@@ -55,7 +55,7 @@ async def fold(messages: list[Message]) -> None:
         for made in folded.candles:
             await _send(key, encode_batch(candles_of(made, trades, source.place)))
             ROWS.labels("fold_candles").inc(len(made.columns["ts"]))
-        await _count_late(folded, trades, source)
+        await count_late(folded, trades, source)
     if fresh:
         folding.at[place] = last.offset
         folding.unsent = _unsent(key)
@@ -73,7 +73,7 @@ def candles_of(made: Made, trades: Batch, origin: tuple[str, int, int]) -> Batch
     )  # fmt: skip
 
 
-async def _count_late(folded: Folded, trades: Batch, message: Message) -> None:
+async def count_late(folded: Folded, trades: Batch, message: Message) -> None:
     """Late trades are never passed over silently: they have amended a candle, or they are put aside."""
     if not folded.late:
         return

@@ -30,6 +30,7 @@ TASKS = Gauge("streamforge_tasks", "Tasks at work in this process", ["target"])
 HEALS = Counter("streamforge_heals", "Silent or failed tasks that were started again", ["target"])
 BACKLOG = Gauge("streamforge_backlog_messages", "Messages written but not yet committed by this app", ["topic"])
 LAG = Gauge("streamforge_lag_messages", "Records behind the committed position", ["topic", "partition"])
+BEHIND = Gauge("streamforge_behind", "1 while a topic is read too slowly: records wait and wait", ["topic"])
 POSITION_AGE_S = Gauge(
     "streamforge_position_age_seconds", "Seconds since it moved; 0: nothing waits", ["topic", "partition"]
 )

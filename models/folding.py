@@ -2,8 +2,8 @@
 
 A candle is made only of contiguous coverage that holds it whole: after a jump the first, partly seen one is dropped,
 and over what is missing there is none, because a repair will bring it. What the exchange does not have never comes:
-candles over it are made of the trades there are and marked partial, and so are flat ones whose price is that of a
-trade before it. Inside it nothing was traded that anybody knows of, so no flat candle is made there.
+candles over it are made of the trades there are and marked partial, and so are flat ones that show the close of such
+a one. Inside it nothing was traded that anybody knows of, so no flat candle is made there.
 """
 
 from __future__ import annotations
