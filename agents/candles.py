@@ -83,8 +83,8 @@ async def count_late(folded: Folded, trades: Batch, message: Message) -> None:
         value = encode_batch(rows_of(trades, folded.too_late))
         first = instant_text(int(trades.array("ts_ms")[folded.too_late[0]]))
         reason = (
-            f"{len(folded.too_late)} trades of {trades.symbol}, the first of {first}, came too late to amend the "
-            "candles of their time: load that hour again"
+            f"too late to amend the candles of their time: {len(folded.too_late)} of {trades.symbol}'s trades, the "
+            f"first of {first}; load that hour again"
         )
         await dead_letter(message, reason, value=value)
 

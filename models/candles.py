@@ -346,7 +346,7 @@ def _as_given(made: Mapping[str, Any], start: int = 0, end: int | None = None) -
     part = [made[name][start:end] for name in names]
     values = [[*map(str, p)] if name in _SUMS else p.tolist() for name, p in zip(names, part, strict=True)]
     found = [Given(*row, row[0]) for row in zip(*values, strict=True)]
-    if start == 0 and found and found[0].last_id < 0:  # the open candle had no trade
+    if start == 0 and found and not found[0].trades:  # the open candle had no trade
         found[0] = msgspec.structs.replace(found[0], from_ts=made["from_ts"])
     return found
 
@@ -363,7 +363,7 @@ def _flat_after(before: Given, ts: int, revision: int = 0) -> Given:
 
 def _merged(one: Given, late: Given) -> Given:
     """A candle with the trades of another of its bucket."""
-    if one.last_id < 0:
+    if not one.trades:
         return msgspec.structs.replace(late, revision=one.revision)
     opened, closed = (one if one.first_id < late.first_id else late), (one if one.last_id > late.last_id else late)
     return msgspec.structs.replace(
@@ -377,7 +377,7 @@ def _carry_prices(given: list[Given], changed: set[int]) -> None:
     """Flat candles behind a changed one show its close."""
     for at in range(min(changed) + 1, len(given)):
         one, before = given[at], given[at - 1]
-        if one.last_id < 0 and (one.close, one.from_ts) != (before.close, before.from_ts):
+        if not one.trades and (one.close, one.from_ts) != (before.close, before.from_ts):
             given[at] = _flat_after(before, one.ts, one.revision)
             changed.add(at)
 

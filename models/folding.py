@@ -79,6 +79,7 @@ def fold_batch(folding: Folding, batch: Batch, intervals: tuple[str, ...]) -> Fo
     if segment is None or not joins:
         whole_from = start if batch.begins_a_load else start + 1
         segment = Segment(covered=(whole_from, whole_from))
+    _read_older_form(segment)
     fresh, seen = unseen(segment.seen, batch.array("id"))
     if joins and end <= segment.covered[1] and not fresh.any():
         return Folded()
@@ -95,6 +96,14 @@ def fold_batch(folding: Folding, batch: Batch, intervals: tuple[str, ...]) -> Fo
         folding.segments.pop(next(iter(folding.segments)))
     folded.candles = [made for made in folded.candles if len(made.columns["ts"])]
     return folded
+
+
+def _read_older_form(segment: Segment) -> None:
+    """Rows of 0.2 and before kept the highest id of each interval, and no candle that could be amended."""
+    highest = max((state.last_id for state in segment.states.values()), default=-1)
+    if not segment.seen and highest >= 0:
+        segment.seen = [(0, highest + 1)]
+        segment.states = {i: msgspec.structs.replace(state, forgot=True) for i, state in segment.states.items()}
 
 
 def unseen(seen: Sequence[Span], ids: Array) -> tuple[Array, list[Span]]:

@@ -133,7 +133,7 @@ async def test_r24_late_trades_are_counted_and_those_too_late_are_put_aside_with
     assert [count._value.get() - was for count, was in zip(ends, before, strict=True)] == [2, 1]
     [(rows, reason)] = aside
     assert (rows.array("id").tolist(), rows.covers) == ([2], None)
-    assert "1 trades of BTCUSDT, the first of 1970-01-01T00:00:00.002Z, came too late" in reason
+    assert "1 of BTCUSDT's trades, the first of 1970-01-01T00:00:00.002Z; load that hour again" in reason
 
 
 def test_r24_in_the_store_a_lower_version_never_replaces_a_higher(tmp_path: Any) -> None:
