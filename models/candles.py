@@ -342,10 +342,10 @@ def _give_out(made: Mapping[str, Any], end_ms: int, interval_ms: int) -> tuple[C
 
 
 def _as_given(made: Mapping[str, Any], start: int = 0, end: int | None = None) -> list[Given]:
-    names = ("ts", *_PRICES, *_SUMS, "trades", "first_id", "last_id")
+    names = ("ts", *_PRICES, *_SUMS, "trades", "first_id", "last_id", "ts")  # the last is `from_ts`
     part = [made[name][start:end] for name in names]
     values = [[*map(str, p)] if name in _SUMS else p.tolist() for name, p in zip(names, part, strict=True)]
-    found = [Given(*row, row[0]) for row in zip(*values, strict=True)]
+    found = [Given(*row) for row in zip(*values, strict=True)]
     if start == 0 and found and not found[0].trades:  # the open candle had no trade
         found[0] = msgspec.structs.replace(found[0], from_ts=made["from_ts"])
     return found
