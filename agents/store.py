@@ -24,13 +24,11 @@ from app.work import Finished, Job, work
 from models import spans
 from models.control import CONNECTOR, Json
 from models.coverage import Coverage, stream_name
-from models.market import TRADE_CHANNELS, Batch, decode_batch, interval_of, joined, runs_of
+from models.market import TRADE_CHANNELS, Batch, decode_batch, interval_of, joined, runs_of, versions_of
 from tables.coverage_by_stream import coverage_by_stream
 
 POLL_S = 0.2
 QUIET_S = 5.0  # nothing waits on the topics and the ledger stands still: what is not settled by now is missing
-# The exchange's own candle outranks the one we made from its trades; live ones lie between until history is loaded.
-CANDLE_VERSIONS = {"aggregated": 1, "clock": 1, "live": 2, "replay": 2, "history": 3}
 
 
 @consumes_together(topics.market_trades, topics.market_candles)
@@ -98,7 +96,7 @@ def store_batch(store: Store, collection: str, batch: Batch) -> tuple[Coverage, 
         if len(batch):
             columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
             if batch.channel not in TRADE_CHANNELS:
-                columns |= {"source": batch.source, "version": CANDLE_VERSIONS[batch.source]}
+                columns |= {"source": batch.source, "version": versions_of(batch)}
             if errors := store.upsert_columns(collection, columns).errors:
                 refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
                 batch = msgspec.structs.replace(batch, missing=(batch.covers,) if batch.covers else ())

@@ -48,7 +48,6 @@ MESSAGE_FRAMES = 500
 MESSAGE_BYTES = 1 << 20
 LOOK_EVERY_S = 0.25  # without a frame
 REPORT_EVERY_S = 2.0
-REMEMBER_S = 1.0  # without a checkpoint: perhaps one was written before a crash, and is only not read yet
 CHECKPOINT_EVERY_S = 5.0  # what comes again after a crash is dropped by id, so it may be this old
 FILL_S = 5.0  # live frames wait so long for the hole in front of them
 AGAIN_S = 0.5  # what was streamed just now may still be on its way into the exchange's database
@@ -206,8 +205,8 @@ class _Ordered(_Reader):
 
     async def begin(self) -> None:
         """Where the one before has ended; else with the candle that runs now, or the first trade that comes."""
-        if not self.job.cursor:
-            await self.clock.sleep(REMEMBER_S)
+        if not self.job.cursor:  # perhaps one was written before a crash, and is only not read yet
+            await self.job.catch_up()
         if cursor := self.job.cursor or remembered(self.job):
             self._order.next_id, self._told_to = cursor["next_id"], cursor["covered_to"]
             self._checkpointed = self._told_to

@@ -117,7 +117,7 @@ def record(
         str, typer.Option(help="trades, fills, depth, ticker, candles_1m, ...; with commas.")
     ] = "trades,depth",
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("recordings"),
-    url: Annotated[str, typer.Option(help="WebSocket base; default: that of a BINANCE_API_URL on this machine.")] = "",
+    url: Annotated[str, typer.Option(help="WebSocket base; default: BINANCE_WS_URL.")] = "",
     seconds: Annotated[float | None, typer.Option(min=0, help="For so long; default: until Ctrl-C.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -134,7 +134,10 @@ def record(
     from app.config import settings
 
     names, kinds, api_url = [symbol.upper() for symbol in symbols], channels.split(","), settings().binance_api_url
-    made = asyncio.run(recorder.run_until_interrupted(names, kinds, out, ws_url=url, api_url=api_url, seconds=seconds))
+    ws_url = url or settings().ws_url
+    made = asyncio.run(
+        recorder.run_until_interrupted(names, kinds, out, ws_url=ws_url, api_url=api_url, seconds=seconds)
+    )
     emit(made, as_json, lambda: [f"{made['file']}: {made['lines']} lines, connection lost {made['lost']} times"])
 
 

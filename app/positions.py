@@ -8,6 +8,7 @@ where the positions are, nothing is said of them here either.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,15 @@ from faust.types import TP
 
 from app import topics
 from app.core import app, positions, restart_process, waiting_agents
-from app.telemetry import LAG, POSITION_AGE_S
+from app.telemetry import BEHIND, LAG, POSITION_AGE_S
 
 STANDS_STILL_S = 30.0
 RESTARTS_AFTER_S = 60.0
 RECOVERS_WITHIN_S = 600.0  # while tables are read nothing else moves, and a start from the beginning helps nobody
 LOOK_EVERY_S = 1.0
+BEHIND_RECORDS, BEHIND_FOR_S = 500, 10.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,7 +43,32 @@ class Positions:
         return {tp: now_s - since_s for tp, (_, since_s) in self.seen.items()}
 
 
-_positions = Positions()
+@dataclass
+class Behind:
+    """Which topics are read too slowly: BEHIND_RECORDS or more have waited for BEHIND_FOR_S without a break."""
+
+    since: dict[str, float] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    def look(self, now_s: float, lags: Mapping[str, int]) -> None:
+        """Say once when a topic falls behind, and once when it has caught up. `lags`: records that wait, by topic."""
+        self.since = {
+            topic: self.since.get(topic, now_s) for topic, records in lags.items() if records >= BEHIND_RECORDS
+        }
+        behind = {topic for topic, since_s in self.since.items() if now_s - since_s >= BEHIND_FOR_S}
+        for topic in sorted(behind - self.said):
+            log.warning(
+                "%s is read too slowly: %d records wait for this worker. Nothing is lost; start another worker of this "
+                "role, or follow fewer symbols", topic, lags[topic],
+            )  # fmt: skip
+        for topic in sorted(self.said - self.since.keys()):
+            log.warning("%s is read as fast as it is written again", topic)
+        self.said = behind | (self.said & self.since.keys())
+        for topic in {*lags, *self.said}:
+            BEHIND.labels(topic).set(topic in self.said)
+
+
+_positions, _behind = Positions(), Behind()
 _shown: set[TP] = set()  # partitions with metrics
 
 
@@ -68,7 +97,11 @@ def _look() -> dict[TP, float]:
             metric.remove(gone.topic, str(gone.partition))
     _shown.clear()
     _shown.update(waiting)
+    lags: dict[str, int] = {}
     for tp, (position, end) in waiting.items():
-        LAG.labels(tp.topic, str(tp.partition)).set(max(0, end - position))
+        lag = max(0, end - position)
+        lags[tp.topic] = lags.get(tp.topic, 0) + lag
+        LAG.labels(tp.topic, str(tp.partition)).set(lag)
         POSITION_AGE_S.labels(tp.topic, str(tp.partition)).set(ages.get(tp, 0.0))
+    _behind.look(time.monotonic(), lags)
     return ages

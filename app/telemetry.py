@@ -30,6 +30,7 @@ TASKS = Gauge("streamforge_tasks", "Tasks at work in this process", ["target"])
 HEALS = Counter("streamforge_heals", "Silent or failed tasks that were started again", ["target"])
 BACKLOG = Gauge("streamforge_backlog_messages", "Messages written but not yet committed by this app", ["topic"])
 LAG = Gauge("streamforge_lag_messages", "Records behind the committed position", ["topic", "partition"])
+BEHIND = Gauge("streamforge_behind", "1 while a topic is read too slowly: records wait and wait", ["topic"])
 POSITION_AGE_S = Gauge(
     "streamforge_position_age_seconds", "Seconds since it moved; 0: nothing waits", ["topic", "partition"]
 )
@@ -44,6 +45,7 @@ STREAM_IGNORED = Counter("streamforge_stream_ignored", "Frames and streams nobod
 STREAM_FRAMES = Counter("streamforge_stream_frames", "Live frames received", ["venue", "channel"])
 STREAM_GAPS = Counter("streamforge_stream_gaps", "Holes in live streams", ["venue", "channel", "end"])
 STREAM_LATE = Counter("streamforge_stream_late", "Trades older than what was said to be whole", ["venue", "channel"])
+TRADES_LATE = Counter("streamforge_trades_late", "Trades of candles that were given out before", ["venue", "end"])
 STREAM_LIVE = Gauge("streamforge_stream_live", "1 while frames of a stream flow, else 0", ["stream"])
 STREAM_SILENT_S = Gauge("streamforge_stream_silent_seconds", "Seconds since a stream's last frame", ["stream"])
 STREAM_SKEW_S = Gauge("streamforge_stream_skew_seconds", "Receipt less exchange time of the last frame", ["stream"])

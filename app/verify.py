@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from adapters.embedded_log.file import Record, partition_of
@@ -34,6 +35,7 @@ from models.gnn.graph import data_hash
 from models.market import (
     CANDLE_COLUMNS,
     INTERVAL_MS,
+    MADE_OF_TRADES,
     TRADE_COLUMNS,
     Array,
     Batch,
@@ -45,12 +47,12 @@ from models.market import (
     instant_text,
     interval_of,
     stream_key,
+    versions_of,
 )
 
 Json = dict[str, Any]
 
 SLICE_ROWS = 500_000
-AGGREGATED = "aggregated"
 WHOLE_UP_TO_MS = 3_600_000  # loads begin at full hours, so candles up to an hour are always seen whole
 
 
@@ -233,16 +235,19 @@ def _spans_differ(check: Check, found: list[Span], what: str) -> None:
 def _candles_from_trades(
     store: Store, log: RecordReader, symbol: str, asked: list[Span], limit: int
 ) -> Iterator[Check]:
-    """Per interval that was made: equal to the exchange's candles where those were loaded, and to the store."""
+    """Per interval that was made: equal to the exchange's candles where those were loaded, and to the store.
+
+    Of an amended candle the best version counts. Partial ones are flagged as such, and equal nothing.
+    """
     made: dict[str, list[Columns]] = {}
     for record in _records(log, "market.candles", symbol):
         batch = batch_head(record)
-        if batch.symbol == symbol and batch.source == AGGREGATED:
-            columns = batch.arrays()
+        if batch.symbol == symbol and batch.source in MADE_OF_TRADES and batch.source != "partial":
+            columns = {**batch.arrays(), "version": versions_of(batch)}
             inside = inside_of(columns["ts"], asked)
             made.setdefault(batch.channel, []).append({name: column[inside] for name, column in columns.items()})
     for channel, parts in sorted(made.items()):
-        rows, _, disagreeing = once(concat(parts, channel), "ts")
+        rows, _, disagreeing = once(_best(parts), "ts")
         subject, whole = f"{symbol} {channel}", (asked[0][0], asked[-1][1])
         held = Check("candles from trades = store", subject, limit)
         stored, _, _ = once(stored_rows(store, symbol, channel, whole, made_too=True), "ts")
@@ -330,6 +335,16 @@ def _artifact(step: Step, limit: int) -> Check:
     return check
 
 
+def _best(parts: list[Columns]) -> Columns:
+    """Candles with their versions: of each time those of the highest, repeats kept, without the version."""
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort([columns["version"], columns["ts"]])
+    columns = {name: column[order] for name, column in columns.items()}
+    versions, ts = columns.pop("version"), columns["ts"]
+    highest = versions[np.searchsorted(ts, ts, side="right") - 1]
+    return {name: column[versions == highest] for name, column in columns.items()}
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +358,9 @@ def stored_rows(store: Store, symbol: str, channel: str, part: Span, *, made_too
     eq = {"venue": VENUE, "symbol": symbol}
     parts = []
     for batch in store.scan(collection, eq=eq, lo=part[0], hi=part[1], columns=names):
-        kept = batch.filter(pc.not_equal(batch.column("source"), AGGREGATED)) if "source" in names else batch
+        kept = batch
+        if "source" in names:
+            kept = batch.filter(pc.invert(pc.is_in(batch.column("source"), pa.array(MADE_OF_TRADES))))
         parts.append({
             name: kept.column(name).to_numpy(zero_copy_only=False).astype(dtype) for name, dtype in types.items()
         })  # fmt: skip

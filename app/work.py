@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import faust
 import msgspec
@@ -77,6 +78,15 @@ class Job:
             await asyncio.sleep(max(0.1, self._reported_at + HEARTBEAT_S - time.monotonic()))
             if time.monotonic() - self._reported_at >= HEARTBEAT_S:
                 await self.emit("loading")
+
+    async def catch_up(self) -> None:
+        """Until everything that was written of this task before now has been read here: what we write comes last."""
+        wish: Json = {"catch_up": uuid4().hex}
+        await send_task(
+            TaskMessage(kind="tell", task_id=self.task_id, queue_id=self.queue_id, attempt=self.attempt, command=wish)
+        )
+        while await self.told.get() != wish:
+            pass  # an older one
 
     async def checkpoint(self, cursor: Json) -> None:
         """Remember where to go on; everything before `cursor` must be durable already."""

@@ -106,7 +106,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     venue: str
     symbol: str
     channel: str
-    source: str  # live, history, replay, aggregated, clock
+    source: str  # live, history, replay; of candles made from trades one of MADE_OF_TRADES
     run: str
     ts_receipt_ms: int
     origin: tuple[str, int, int] | None = None  # topic, partition, offset this batch was made from
@@ -114,6 +114,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     asked: Span | None = None  # the whole range of the load; what of it lies between stored spans is a hole
     missing: tuple[Span, ...] = ()  # asked and answered, but rows could not be read
     unrecoverable: tuple[Span, ...] = ()  # the exchange itself does not have it
+    revision: int = 0  # candles made from trades: how often late trades have amended them
     columns: dict[str, bytes]
 
     def array(self, name: str) -> Array:
@@ -138,6 +139,27 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     def __len__(self) -> int:
         name, column = next(iter(self.columns.items()))
         return len(column) // np.dtype(_dtypes(self.channel)[name]).itemsize
+
+
+# Candles made from trades: closed by a trade behind them; because nobody traded any more; over trades that the exchange
+# cannot serve, so that they are not whole.
+MADE_OF_TRADES = ("aggregated", "clock", "partial")
+# The exchange's own candle outranks the one made from its trades; live ones lie between until history is loaded. A
+# partial one yields to any other.
+_RANKS = {"partial": 0, "aggregated": 1, "clock": 1, "live": 2, "replay": 2, "history": 3}
+_RANK = 10**15  # a version stays below 2**53, so that every reader of JSON has it exactly
+
+
+def versions_of(batch: Batch) -> Array:
+    """The versions of a batch's candles, (rows,) int64: of two versions of a candle the higher is the better.
+
+    Of candles made from trades the one with more trades knows more, whoever made it; where that is a tie (a flat candle
+    that shows another price now) the revision decides.
+    """
+    versions = np.full(len(batch), _RANKS[batch.source] * _RANK, dtype=np.int64)
+    if batch.source in MADE_OF_TRADES:
+        versions += batch.array("trades") * 10_000 + min(batch.revision, 9_999)
+    return versions
 
 
 class BookUpdate(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +205,8 @@ def runs_of(batches: Sequence[Batch]) -> list[list[int]]:
 
 
 def _goes_on(before: Batch, batch: Batch) -> bool:
-    same = (before.source, before.run, before.asked) == (batch.source, batch.run, batch.asked)
+    same = before.source == batch.source and before.run == batch.run and before.asked == batch.asked
+    same = same and before.revision == batch.revision
     whole = not (before.missing or before.unrecoverable or batch.missing or batch.unrecoverable)
     return same and whole and (before.covers and before.covers[1]) == (batch.covers and batch.covers[0])
 
@@ -198,6 +221,12 @@ def joined(batches: Sequence[Batch]) -> Batch:
         covers=first.covers and last.covers and (first.covers[0], last.covers[1]),
         columns={name: b"".join(batch.columns[name] for batch in batches) for name in last.columns},
     )
+
+
+def rows_of(batch: Batch, places: Sequence[int]) -> Batch:
+    """Some rows of a batch; they complete nothing."""
+    columns = {name: column[list(places)].tobytes() for name, column in batch.arrays().items()}
+    return msgspec.structs.replace(batch, columns=columns, covers=None, asked=None, missing=(), unrecoverable=())
 
 
 def _dtypes(channel: str) -> dict[str, str]:

@@ -82,6 +82,9 @@ class FakeJob(Job):
     async def report(self, **said: Any) -> None:
         self.reports.append(said)
 
+    async def catch_up(self) -> None:
+        """Nothing was written before."""
+
     async def checkpoint(self, cursor: Json) -> None:
         self.checkpoints.append(cursor)
 

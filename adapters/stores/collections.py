@@ -82,7 +82,12 @@ GRAPHS = CollectionSpec(
 
 
 def candles(interval: str) -> CollectionSpec:
-    """`candles_5m` and its like; raises KeyError for an interval that is none."""
+    """`candles_5m` and its like; raises KeyError for an interval that is none.
+
+    `source` is the exchange (`history`, `live`, `replay`) or says how it was made of trades: `aggregated`, `clock`
+    (nobody traded any more), or `partial`: it rests on trades that the exchange cannot serve. `version`: the better
+    of two (`models.market.versions_of`).
+    """
     return CollectionSpec(
         name=f"candles_{interval}",
         key=("venue", "symbol", "ts"),
@@ -99,13 +104,17 @@ def candles(interval: str) -> CollectionSpec:
 
 
 def graph_vertices(graph: str, interval: str) -> CollectionSpec:
-    """A vertex per candle: `x` are its features, known at the candle's close; labels are never stored here."""
+    """A vertex per candle: `x` are its features, known at the candle's close; labels are never stored here.
+
+    `over_gap`: they rest on a hole, or on a candle that is not whole.
+    """
     return CollectionSpec(
         name=graph,
         key=("symbol", "interval", "ts"),
         key_format="{symbol}-{interval}-{ts}",
         columns={
-            "symbol": "text", "interval": "text", "ts": "int", "ready": "bool", "gap_bars": "int", "x": "floats",
+            "symbol": "text", "interval": "text", "ts": "int", "ready": "bool", "gap_bars": "int", "over_gap": "bool",
+            "x": "floats",
         },
         series=("symbol", "interval"),
         block=("ts", _ROWS_PER_BLOCK * INTERVAL_MS[interval]),
@@ -115,7 +124,8 @@ def graph_vertices(graph: str, interval: str) -> CollectionSpec:
 def graph_edges(graph: str, interval: str) -> CollectionSpec:
     """Edges from the past (`src_ts`) to the present (`ts`, when the edge becomes valid), some ten per vertex."""
     columns: dict[str, ColumnType] = {
-        "symbol": "text", "interval": "text", "kind": "text", "src_ts": "int", "ts": "int", "attr": "floats",
+        "symbol": "text", "interval": "text", "kind": "text", "src_ts": "int", "ts": "int", "over_gap": "bool",
+        "attr": "floats",
     }  # fmt: skip
     return CollectionSpec(
         name=f"{graph}_edges",

@@ -22,15 +22,19 @@ BATCH_ROWS = 5_000
 
 
 def read_candles(store: Store, venue: str, symbol: str, interval: str, start_ms: int, end_ms: int) -> dict[str, Array]:
-    """The closed candles of a range as columns of CANDLE_COLUMNS, each (N,), by open time."""
+    """The closed candles of a range as columns of CANDLE_COLUMNS, each (N,), by open time.
+
+    And `partial`, (N,) bool: true of those over trades that the exchange cannot serve.
+    """
     spec = collections.candles(interval)
     store.ensure(spec)
     batches = store.scan(
-        spec.name, eq={"venue": venue, "symbol": symbol}, lo=start_ms, hi=end_ms, columns=list(CANDLE_COLUMNS)
+        spec.name, eq={"venue": venue, "symbol": symbol}, lo=start_ms, hi=end_ms, columns=[*CANDLE_COLUMNS, "source"]
     )
-    columns = _arrays(batches, list(CANDLE_COLUMNS))
+    columns = _arrays(batches, [*CANDLE_COLUMNS, "source"])
     closed = np.asarray(columns["closed"], dtype=np.bool_)
-    return {name: np.asarray(columns[name]).astype(dtype)[closed] for name, dtype in CANDLE_COLUMNS.items()}
+    candles = {name: np.asarray(columns[name]).astype(dtype)[closed] for name, dtype in CANDLE_COLUMNS.items()}
+    return candles | {"partial": np.array([source == "partial" for source in columns["source"]], np.bool_)[closed]}
 
 
 def is_stored(store: Store, name: str, graph: gnn.CandleGraph) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 from aiohttp import WSCloseCode, web
@@ -26,6 +27,7 @@ GOODBYE_WITHIN_S = 1.0  # a viewer's answer to our last frame
 SEND_WITHIN_S = 5.0  # a frame the network does not take for so long: the viewer is gone
 TOO_SLOW = "you read too slowly; connect again and ask for the events you missed"
 TAKES_NOTHING = "this stream takes no messages; what it shows is said in its address"
+NO_JSON = "what you sent is no JSON; this stream needs no messages"
 FRAME_MOST = 4_096  # bytes of what a viewer says
 
 VIEWERS = Gauge("streamforge_viewers", "WebSockets that follow the events")
@@ -78,15 +80,18 @@ class Viewer:
             await self._socket.send_str(frame)
 
     async def _read(self) -> None:
-        async for _ in self._socket:
+        async for message in self._socket:
             if not self._may_talk:
                 self.end(WSCloseCode.POLICY_VIOLATION, TAKES_NOTHING, "error")
+            elif not is_json(message.data):
+                self.end(WSCloseCode.UNSUPPORTED_DATA, NO_JSON, "error")
 
 
 class Audience:
     """Every viewer of a stream, each with at most `kept` frames it has not taken.
 
-    `may_talk`: what a viewer says is passed over, else it is answered with an error and the viewer is closed.
+    `may_talk`: what a viewer says is passed over, if it is JSON. Whatever else it says is answered with an error, and
+    the viewer is closed.
     """
 
     def __init__(self, kept: int = FRAMES_KEPT, *, may_talk: bool = True) -> None:
@@ -130,6 +135,14 @@ class Audience:
     def end(self, notice: str) -> None:
         for viewer in list(self._viewers):
             viewer.end(WSCloseCode.GOING_AWAY, notice)
+
+
+def is_json(said: Any) -> bool:
+    try:
+        orjson.loads(said)
+    except ValueError:
+        return False
+    return True
 
 
 def _frame(value: bytes | None) -> str:

@@ -31,7 +31,16 @@ from app.web.health import is_simulated
 from app.web.live import Audience
 from app.web.parameters import Parameters, read_symbol
 from models.control import Json
-from models.market import INTERVAL_MS, Batch, BookUpdate, decode_batch, decode_book_update, interval_of
+from models.market import (
+    INTERVAL_MS,
+    MADE_OF_TRADES,
+    Batch,
+    BookUpdate,
+    decode_batch,
+    decode_book_update,
+    interval_of,
+    versions_of,
+)
 from tables.book_by_symbol import book_by_symbol
 
 TICK_S = 0.1  # between two frames of a symbol, while few look
@@ -84,6 +93,7 @@ class Feed:
     book: Json | None = None
     trades: list[Any] = field(default_factory=list)  # [id, ts_ms, price, size, buyer_is_maker]
     candles: list[Json] = field(default_factory=list)
+    versions: dict[str, dict[int, int]] = field(default_factory=dict)  # of the newest candles: interval, open time ms
     book_is_news: bool = False
     left_out: bool = False  # something was not handed on; the store has it
     _shown_s: Now = -1e9
@@ -123,16 +133,28 @@ class Feed:
         interval = interval_of(batch.channel)
         opened = batch.array("ts")
         edge_ms = (trades.ts_ms if trades else int(opened[-1])) - CANDLES_BACK * INTERVAL_MS[interval]
-        if batch.source == "aggregated" and (trades is None or opened[-1] < edge_ms):
+        if batch.source in MADE_OF_TRADES and (trades is None or opened[-1] < edge_ms):
             return  # made of history
         self._note(batch.channel, int(opened[-1]), batch.source, now)
+        newest = np.flatnonzero(opened >= edge_ms)[-CANDLES_BACK:].tolist()
+        rows = [row for row in newest if self._is_better(batch, row, edge_ms)]
         if self.audience:
-            rows = np.flatnonzero(opened >= edge_ms)[-CANDLES_BACK:]
             columns = {name: batch.array(name)[rows].tolist() for name in batch.columns}
             self.candles += [
-                {"interval": interval, **dict(zip(columns, row, strict=True))}
+                {"interval": interval, "partial": batch.source == "partial", **dict(zip(columns, row, strict=True))}
                 for row in zip(*columns.values(), strict=True)
             ]
+
+    def _is_better(self, batch: Batch, row: int, edge_ms: int) -> bool:
+        """False for a version of a candle that is lower than one seen before; no frame shows it."""
+        interval, ts, version = interval_of(batch.channel), int(batch.array("ts")[row]), int(versions_of(batch)[row])
+        known = self.versions.setdefault(interval, {})
+        if version < known.get(ts, -1):
+            return False
+        known[ts] = version
+        for old in [one for one in known if one < edge_ms]:
+            del known[old]
+        return True
 
     def take_book(self, update: BookUpdate, now: Now) -> None:
         stream = self._note("book", update.ts_ms or 0, update.source, now)

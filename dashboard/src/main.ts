@@ -56,7 +56,7 @@ const drawAll = drawn(() => {
 const watcher = {
   reset: drawAll,
   traded: () => { drawTape(); drawLast(); },
-  settled: drawLast,
+  settled: drawAll, // it may have amended an older one
   booked: drawBook,
   streamed: () => streams.merge(feed.streams),
 };

@@ -121,6 +121,17 @@ describe("coverage", () => {
     expect(parts).toEqual([
       { kind: "have", span: [20, 80] }, { kind: "synthetic", span: [60, 70] }, { kind: "missing", span: [80, 90] },
     ]);
-    expect(inWords(parts, 20, 100)).toBe("75 % stored, 12.5 % missing, 0 % unrecoverable, 12.5 % synthetic");
+  });
+
+  it("is told exactly, of the time that the ledger knows", () => {
+    const spans = (...all: [number, number][]): [number, number][] => all;
+    const ledger = { stream: "", venue: "", symbol: "", channel: "", stored: spans([100, 10_000]), missing: spans(), unrecoverable: spans() };
+    const flat = { ...candle(9_000, 1), trades: 0 };
+    expect(inWords(ledger, [flat], 1_000, 0, 12_000)).toBe("100 % stored, 0 % missing, 0 % unrecoverable, 10.1 % synthetic");
+    const holes = { ...ledger, stored: spans([100, 4_999], [5_000, 9_000]), missing: spans([4_999, 5_000]), unrecoverable: spans([9_000, 10_000]) };
+    expect(inWords(holes, [{ ...candle(9_000, 1), partial: true }], 1_000, 0, 12_000))
+      .toBe("89.9 % stored, 0.1 % missing, 10.1 % unrecoverable, 0 % synthetic, 1 partial candle");
+    expect(inWords(ledger, [candle(20_000, 1)], 1_000, 0, 21_000)).toMatch(/^49.7 % stored/); // it stands still
+    expect(inWords({ ...ledger, stored: [] }, [], 1_000, 0, 100)).toBe("nothing is known of this time");
   });
 });

@@ -101,6 +101,20 @@ def compute_features(grid: CandleGrid) -> tuple[npt.NDArray[np.float32], npt.NDA
     return x.astype(np.float32), ready
 
 
+def rests_on_gap(grid: CandleGrid, partial: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
+    """Of every candle whether a hole, or a candle that is itself `partial`, lies in what its features look back on.
+
+    Means go on over a hole of few bars, so a row can be `ready` and rest on one all the same.
+    Shapes: partial, returned (N,) bool.
+    """
+    bad = ~grid.present
+    if partial is not None:
+        bad[grid.position] |= partial
+    count = np.cumsum(bad)
+    before = np.concatenate([np.zeros(WARM_UP_BARS + 1, dtype=count.dtype), count])[: len(count)]
+    return np.asarray((count > before)[grid.position])
+
+
 def _all_columns(grid: CandleGrid) -> dict[str, Floats]:
     vol = grid.volatility()
     return {**_price(grid, vol), **_candle_shape(grid, vol), **_volume(grid), **_order_flow(grid, vol), **_clock(grid)}

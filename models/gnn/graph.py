@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import RunFailed
-from models.gnn.features import FEATURE_NAMES, WARM_UP_BARS, CandleGrid, Floats, compute_features, grid_of
+from models.gnn.features import FEATURE_NAMES, WARM_UP_BARS, CandleGrid, Floats, compute_features, grid_of, rests_on_gap
 from models.market import CANDLE_COLUMNS, INTERVAL_MS, Array
 
 Ints = npt.NDArray[np.int64]
@@ -52,7 +52,8 @@ class CandleGraph(msgspec.Struct, frozen=True, kw_only=True):
     """Vertices sorted by time, edges sorted by (dst, kind, src).
 
     Shapes: ts (N,) int64 open times ms; x (N, F) float32; ready (N,) bool, every feature known; gap_bars (N,) int64,
-    candles missing right before this one; edge_src, edge_dst (E,) int64 places of vertices; edge_kind (E,) uint8;
+    candles missing right before this one; over_gap (N,) bool, see `rests_on_gap`;
+    edge_src, edge_dst (E,) int64 places of vertices; edge_kind (E,) uint8;
     edge_attr (E, 2) float32: log1p(age in bars) / 6 and the log price move since, in volatilities known at dst.
     """
 
@@ -63,6 +64,7 @@ class CandleGraph(msgspec.Struct, frozen=True, kw_only=True):
     x: npt.NDArray[np.float32]
     ready: npt.NDArray[np.bool_]
     gap_bars: Ints
+    over_gap: npt.NDArray[np.bool_]
     edge_src: Ints
     edge_dst: Ints
     edge_kind: npt.NDArray[np.uint8]
@@ -77,12 +79,15 @@ class CandleGraph(msgspec.Struct, frozen=True, kw_only=True):
         return digest.hexdigest()
 
 
-ARRAYS = ("ts", "x", "ready", "gap_bars", "edge_src", "edge_dst", "edge_kind", "edge_attr")
+ARRAYS = ("ts", "x", "ready", "gap_bars", "over_gap", "edge_src", "edge_dst", "edge_kind", "edge_attr")
 
 
 def build_graph(candles: Mapping[str, Array], spec: GraphSpec, *, symbol: str) -> CandleGraph:
     """Vertices and edges of closed candles sorted by time (columns of `CANDLE_COLUMNS`, each (N,)).
 
+    Where there is a column `partial`, true of candles that are not whole, what rests on these is flagged `over_gap`.
+    A candle that is amended afterwards changes nothing in a graph that was built: building it again gives one with
+    another `data_hash`, so that who uses it can tell.
     Raises RunFailed when there are too few candles, none with every feature, or when they are not usable.
     """
     if spec.features != FEATURE_NAMES:
@@ -100,7 +105,8 @@ def build_graph(candles: Mapping[str, Array], spec: GraphSpec, *, symbol: str) -
     src, dst, kind = _edges(grid, spec)
     return CandleGraph(
         symbol=symbol, spec=spec, data_hash=data_hash(candles, spec, symbol), ts=grid.ts, x=x, ready=ready,
-        gap_bars=np.diff(grid.position, prepend=-1) - 1, edge_src=src, edge_dst=dst, edge_kind=kind,
+        gap_bars=np.diff(grid.position, prepend=-1) - 1, over_gap=rests_on_gap(grid, candles.get("partial")),
+        edge_src=src, edge_dst=dst, edge_kind=kind,
         edge_attr=edge_attributes(grid, src, dst),
     )  # fmt: skip
 
@@ -167,19 +173,22 @@ def vertex_columns(graph: CandleGraph) -> dict[str, Any]:
     """Columns of the vertex collection; the key is symbol, interval and ts. `x` is (N, F) float32."""
     return {
         "symbol": graph.symbol, "interval": graph.spec.interval, "ts": graph.ts,
-        "ready": graph.ready, "gap_bars": graph.gap_bars, "x": graph.x,
+        "ready": graph.ready, "gap_bars": graph.gap_bars, "over_gap": graph.over_gap,
+        "x": graph.x,
     }  # fmt: skip
 
 
 def edge_columns(graph: CandleGraph) -> dict[str, Any]:
     """Columns of the edge collection; the key is symbol, interval, kind and both ends. `attr` is (E, 2) float32.
 
-    `src_ts` is the past end; `ts` the present one, from which the edge is valid and never changes.
+    `src_ts` is the past end; `ts` the present one, from which the edge is valid and never changes. An edge is
+    `over_gap` when its present end is: that one looks back farther than any edge reaches.
     """
     return {
         "symbol": graph.symbol, "interval": graph.spec.interval,
         "kind": [EDGE_KINDS[code] for code in graph.edge_kind.tolist()],
-        "src_ts": graph.ts[graph.edge_src], "ts": graph.ts[graph.edge_dst], "attr": graph.edge_attr,
+        "src_ts": graph.ts[graph.edge_src], "ts": graph.ts[graph.edge_dst],
+        "over_gap": graph.over_gap[graph.edge_dst], "attr": graph.edge_attr,
     }  # fmt: skip
 
 
@@ -190,6 +199,7 @@ def meta_document(graph: CandleGraph) -> dict[str, Any]:
         "symbol": graph.symbol, "spec": msgspec.to_builtins(graph.spec), "schema_hash": graph.spec.schema_hash,
         "data_hash": graph.data_hash, "graph_hash": graph.graph_hash, "vertices": len(graph.ts),
         "ready_vertices": int(graph.ready.sum()), "missing_candles": int(graph.gap_bars.sum()),
+        "over_gap_vertices": int(graph.over_gap.sum()),
         "edges": len(graph.edge_src),
         "edges_by_kind": {kind: n for kind, n in zip(EDGE_KINDS, counts, strict=True) if n},
         "start_ms": int(graph.ts[0]), "end_ms": int(graph.ts[-1]) + graph.spec.interval_ms,
@@ -215,6 +225,7 @@ def graph_from_columns(
         x=_matrix(vertices["x"], len(spec.features))[order],
         ready=np.asarray(vertices["ready"], dtype=np.bool_)[order],
         gap_bars=np.asarray(vertices["gap_bars"], dtype=np.int64)[order],
+        over_gap=np.asarray(vertices["over_gap"], dtype=np.bool_)[order],
         edge_src=src[by_dst], edge_dst=dst[by_dst], edge_kind=kind[by_dst],
         edge_attr=_matrix(edges["attr"], len(EDGE_ATTRIBUTES))[by_dst],
     )  # fmt: skip

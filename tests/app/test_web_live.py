@@ -11,7 +11,7 @@ import pytest
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from app.web.live import TOO_SLOW, Audience
+from app.web.live import NO_JSON, TOO_SLOW, Audience
 
 Client = TestClient[Any, Any]
 KEPT = 50
@@ -91,9 +91,22 @@ async def test_what_is_no_json_object_reaches_no_viewer(client: Client, audience
     await viewer.close()
 
 
+@pytest.mark.parametrize("rubbish", ["hello", "{]", "", b"\xff\x00"])
+async def test_a_viewer_that_sends_rubbish_is_answered_with_an_error_and_closed(
+    client: Client, audience: Audience, rubbish: str | bytes
+) -> None:
+    loud, quiet = await client.ws_connect("/ws"), await client.ws_connect("/ws")
+    await (loud.send_bytes(rubbish) if isinstance(rubbish, bytes) else loud.send_str(rubbish))
+    assert orjson.loads(await loud.receive_str()) == {"event": "error", "message": NO_JSON}
+    assert (await loud.receive()).data == WSCloseCode.UNSUPPORTED_DATA
+    await settle(audience, 1)
+    audience.show(event(7))
+    assert orjson.loads(await quiet.receive_str())["number"] == 7
+
+
 async def test_what_a_viewer_says_changes_nothing_and_too_much_ends_it(client: Client, audience: Audience) -> None:
     viewer = await client.ws_connect("/ws")
-    await viewer.send_str("hello")
+    await viewer.send_str('{"hello": 1}')
     audience.show(event(7))
     assert orjson.loads(await viewer.receive_str())["number"] == 7
     await viewer.send_str("x" * 10_000)

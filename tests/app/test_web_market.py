@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
@@ -162,6 +163,24 @@ async def watch(client: Client, symbol: str = "ETHUSDT") -> Any:
     return await client.ws_connect(f"/ws?symbol={symbol}")
 
 
+def test_r24_an_amended_candle_is_sent_and_an_older_version_of_it_is_not(feed: Feed) -> None:
+    feed.take_batch(trades(1), 1.0)
+    first = candles(NOON_MS - MINUTE_MS)
+    amended = msgspec.structs.replace(first, revision=1)
+    partial = msgspec.structs.replace(first, source="partial")
+    for batch, sent in ((first, 1), (amended, 1), (first, 0), (partial, 0), (amended, 1)):
+        feed.take_batch(batch, 1.0)
+        assert len(feed.candles) == sent
+        feed.candles = []
+    assert len(feed.versions["1m"]) == 1
+
+
+def test_r03_a_partial_candle_says_so(feed: Feed) -> None:
+    feed.take_batch(trades(1), 1.0)
+    feed.take_batch(candles(NOON_MS - MINUTE_MS, source="partial"), 1.0)
+    assert [one["partial"] for one in news(feed, 1.0)["candles"]] == [True]
+
+
 async def test_every_viewer_of_a_symbol_gets_the_same_frames_in_sequence(client: Client) -> None:
     take("market.trades", KEY, encode_batch(trades(1)))
     viewers = [await watch(client) for _ in range(3)]
@@ -194,26 +213,51 @@ async def test_a_viewer_that_talks_is_answered_with_an_error_and_closed_alone(cl
     assert orjson.loads(await quiet.receive_str())["event"] == "news"
 
 
-async def test_viewers_that_read_nothing_hold_up_neither_the_market_nor_the_one_that_reads(client: Client) -> None:
-    sleeping = [await watch(client) for _ in range(150)]
+VIEWERS = 1_000
+
+
+@pytest.fixture
+def viewers() -> Iterator[int]:
+    """How many viewers this machine has sockets for: each takes two, one a side."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * VIEWERS + 200
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+    yield min(VIEWERS, (max(soft, limit) - 200) // 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_thousand_viewers_that_read_nothing_hold_up_neither_the_market_nor_the_one_that_reads(
+    client: Client, viewers: int
+) -> None:
+    sleeping = []
+    for first in range(1, viewers, 100):
+        sleeping += await asyncio.gather(*(watch(client) for _ in range(first, min(first + 100, viewers))))
     reader = await watch(client)
     feed = feed_of(KEY.decode())
     assert feed is not None
-    assert (orjson.loads(await reader.receive_str())["event"], len(feed.audience)) == ("hello", 151)
+    assert (orjson.loads(await reader.receive_str())["event"], len(feed.audience)) == ("hello", viewers)
     seen: list[int] = []
-    batch, batches = 500, 120
-    for number in range(batches):  # 60,000 trades: 3 MB for each of them
+    batch, batches = 500, 20
+    for number in range(batches):
         take("market.trades", KEY, encode_batch(trades(1 + batch * number, batch)))
         beat(float(number))
         seen += [row[0] for row in orjson.loads(await reader.receive_str())["trades"]]
     assert seen == list(range(1, 1 + batch * batches))
     assert feed.last_id == seen[-1]
+    for number in range(batches, batches + market.FRAMES_KEPT + 2):
+        beat(float(number))  # without giving the loop a turn: nobody takes a frame, everybody is too slow
+    slow = sleeping[0]
+    said = [orjson.loads(message.data)["event"] async for message in slow]
+    assert (said[0], said[-1], slow.close_code) == ("hello", "cut-off", WSCloseCode.TRY_AGAIN_LATER)
+    take("market.trades", KEY, encode_batch(trades(1 + batch * batches)))
+    assert feed.last_id == batch * batches + 3, "the market went on"
     for viewer in sleeping:
-        viewer._response.connection.transport.abort()
+        if viewer._response.connection:
+            viewer._response.connection.transport.abort()
     async with asyncio.timeout(150):
         while len(feed.audience) > 1:  # noqa: ASYNC110 -- what the other end of a socket does can only be looked at
             await asyncio.sleep(0.01)
-    assert reader.close_code is None
 
 
 async def test_an_audience_of_the_market_is_cut_off_when_it_does_not_keep_up(client: Client) -> None:

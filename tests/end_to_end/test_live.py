@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from adapters.stores.sqlite import SqliteStore
 from app import outside
 from models.coverage import Coverage
-from tests.processes import Worker, call, on_kafka, on_the_embedded_log, wait_for
+from tests.processes import Broker, Worker, call, on_kafka, on_the_embedded_log, wait_for
 
 Start = Callable[..., Any]
 ETH = {"venue": "binance", "symbol": "ETHUSDT"}
@@ -35,35 +37,35 @@ def behave(exchange: str, *behaviours: dict[str, Any]) -> None:
     assert status == 200, answer
 
 
-def stored_trades(worker: Worker) -> dict[int, tuple[int, float, float]]:
+def stored_trades(worker: Worker, symbol: str = "ETHUSDT") -> dict[int, tuple[int, float, float]]:
     """(ts_ms, price, size) by id."""
     store = SqliteStore(worker.folder / "store.db", read_only=True)
     if "trades" not in store.collections():
         return {}
-    batches = store.scan("trades", eq=ETH, columns=["id", "ts_ms", "price", "size"])
+    batches = store.scan("trades", eq=ETH | {"symbol": symbol}, columns=["id", "ts_ms", "price", "size"])
     rows = [row for batch in batches for row in batch.to_pylist()]
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: (row["ts_ms"], row["price"], row["size"]) for row in rows}
 
 
-def ledger(worker: Worker, channel: str = "trades") -> Coverage:
+def ledger(worker: Worker, channel: str = "trades", symbol: str = "ETHUSDT") -> Coverage:
     store = SqliteStore(worker.folder / "store.db", read_only=True)
-    return outside.read_coverage(store, "ETHUSDT", channel) if "coverage" in store.collections() else Coverage()
+    return outside.read_coverage(store, symbol, channel) if "coverage" in store.collections() else Coverage()
 
 
-def tape(exchange: str, first_id: int, last_id: int) -> dict[int, tuple[int, float, float]]:
+def tape(exchange: str, first_id: int, last_id: int, symbol: str = "ETHUSDT") -> dict[int, tuple[int, float, float]]:
     """What the exchange itself says happened."""
     found: dict[int, tuple[int, float, float]] = {}
     while (next_id := max(found, default=first_id - 1) + 1) <= last_id:
-        query = f"symbol=ETHUSDT&fromId={next_id}&limit=1000"
+        query = f"symbol={symbol}&fromId={next_id}&limit=1000"
         _, rows = call("GET", f"{exchange}/api/v3/aggTrades?{query}")
         found |= {row["a"]: (row["T"], float(row["p"]), float(row["q"])) for row in rows}
     return {number: row for number, row in found.items() if number <= last_id}
 
 
-def wait_for_trades(worker: Worker, more: int) -> None:
-    before = len(stored_trades(worker))
-    wait_for(lambda: len(stored_trades(worker)) >= before + more, explain=worker.said)
+def wait_for_trades(worker: Worker, more: int, symbol: str = "ETHUSDT") -> None:
+    before = len(stored_trades(worker, symbol))
+    wait_for(lambda: len(stored_trades(worker, symbol)) >= before + more, explain=worker.said)
 
 
 def states(worker: Worker, queue_id: str = "live") -> list[dict[str, Any]]:
@@ -75,12 +77,12 @@ def gap_filled(worker: Worker) -> bool:
     return any(said.get("gaps", {}).get("filled") for said in states(worker))
 
 
-def assert_whole(worker: Worker, exchange: str) -> None:
+def assert_whole(worker: Worker, exchange: str, symbol: str = "ETHUSDT") -> None:
     """Every trade from the first to the last, equal to the exchange's, and the ledger says just that."""
-    rows = stored_trades(worker)
+    rows = stored_trades(worker, symbol)
     assert sorted(rows) == list(range(min(rows), max(rows) + 1))
-    assert rows == tape(exchange, min(rows), max(rows))
-    known = ledger(worker)
+    assert rows == tape(exchange, min(rows), max(rows), symbol)
+    known = ledger(worker, symbol=symbol)
     assert (len(known.stored), known.missing, known.unrecoverable) == (1, [], [])
     times, [(start, end)] = [ts for ts, _, _ in rows.values()], known.stored
     assert start == min(times) + 1
@@ -134,6 +136,40 @@ def test_r28_the_successor_of_a_killed_worker_fills_what_was_traded_meanwhile(
         wait_for_trades(worker, 30)
     stop(worker)
     assert_whole(worker, exchange)
+
+
+@on_kafka
+def test_r17_live_tasks_go_from_one_living_worker_to_another_without_a_hole_or_a_double(
+    start_worker: Start, exchange: str, broker: Broker, tmp_path: Path
+) -> None:
+    symbols = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT")
+    first = start_worker(exchange, STORE_URL=f"sqlite:///{tmp_path / 'store.db'}")
+    for symbol in symbols:
+        follow(first, symbol, symbol=symbol)
+    for symbol in symbols:
+        wait_for_trades(first, 10, symbol)
+    (tmp_path / "second").mkdir()
+    second = Worker(
+        tmp_path / "second", exchange, broker=broker, STORE_URL=f"sqlite:///{tmp_path / 'store.db'}"
+    )  # joins while the first one works
+    try:
+        wait_for(lambda: streams_at(second) > 0 and streams_at(first) + streams_at(second) == len(symbols))
+        for symbol in symbols:
+            wait_for_trades(first, 10, symbol)
+        assert first.stop() == 0
+        wait_for(lambda: streams_at(second) == len(symbols), explain=second.said)
+        for symbol in symbols:
+            wait_for_trades(first, 10, symbol)
+            stop(second, symbol)
+            assert_whole(first, exchange, symbol)
+    finally:
+        second.kill()
+
+
+def streams_at(worker: Worker) -> int:
+    """Live tasks at work in a worker."""
+    found = re.search(r'^streamforge_tasks\{target="loader-ws"\} (\d+)', str(worker.get("/metrics")[1]), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 @on_kafka

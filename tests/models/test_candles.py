@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.candles import CandleState, flush, fold
+from models.candles import CandleState, amend, columns_of, flush, fold, is_late, kept
 from models.market import CANDLE_COLUMNS, Array
 
 MINUTE = 60_000
@@ -81,6 +81,7 @@ def fold_all(batches: Sequence[Sequence[Trade]]) -> tuple[CandleState, list[dict
     closed = []
     for batch in batches:
         state, candles = fold(state, columns(batch), MINUTE)
+        assert len(state.given) <= kept(MINUTE)
         state = msgspec.json.decode(msgspec.json.encode(state), type=CandleState)
         closed += rows(candles)
     return state, closed
@@ -125,14 +126,6 @@ def test_any_cut_into_batches_gives_the_candles_of_the_naive_decimal_way(data: s
     assert closed + rows(by_clock) == naive(trades, up_to)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_batches_that_come_again_change_nothing(data: st.DataObject) -> None:
-    batches = [batch for batch in cuts(data.draw, data.draw(tapes())) if batch]
-    again = [old for n in range(len(batches)) for old in [*batches[max(0, n - data.draw(st.integers(0, 2))) : n + 1]]]
-    assert fold_all(again) == fold_all(batches)
-
-
 def test_a_candle_closes_with_the_first_trade_at_its_end_and_not_before() -> None:
     trades = some_trades()
     state, closed = fold(None, columns(trades[:2]), MINUTE)
@@ -166,12 +159,48 @@ def test_before_the_first_trade_there_is_no_candle() -> None:
     assert state.ts is None
 
 
-def test_a_trade_from_before_the_open_bucket_counts_there_and_closed_candles_stay() -> None:
-    late = Trade(5, 59_000, Decimal("9"), Decimal("7"), False, 1)
-    state, closed = fold(None, columns([*some_trades(), late]), MINUTE)
+def test_a_late_trade_amends_the_candle_of_its_time_and_the_flat_ones_that_show_its_price() -> None:
+    late = Trade(5, 119_000, Decimal("9"), Decimal("7"), False, 1)
+    state, closed = fold(None, columns(some_trades()), MINUTE)
+    before = rows(closed)
+    assert is_late(state, columns([late])["ts_ms"]).tolist() == [True]
+    state, amended, too_late = amend(state, columns([late]))
+    assert [(one.ts, one.revision) for one in amended] == [(60_000, 1), (120_000, 1), (180_000, 1)]
+    in_order = [*some_trades()[:3], late, some_trades()[3]]
+    assert [before[0], *rows(columns_of(amended))] == naive(in_order, 240_000)
+    assert not too_late.any()
     _, last = flush(state, 300_000)
-    assert rows(closed) == naive(some_trades(), 240_000)
-    assert rows(last)[0]["volume"] == 7.4
+    assert rows(last) == naive(in_order, 300_000)[-1:], "the open candle has not changed"
+
+
+def test_a_late_trade_behind_a_flat_candle_that_is_open_moves_its_price() -> None:
+    state, _ = fold(None, columns(some_trades()[:2]), MINUTE)
+    state, _ = flush(state, 120_000)
+    late = Trade(3, 61_000, Decimal("5"), Decimal("1"), True, 1)
+    state, amended, _ = amend(state, columns([late]))
+    assert [(one.ts, one.trades, one.revision) for one in amended] == [(60_000, 1, 1)]
+    _, flat = flush(state, 180_000)
+    assert rows(flat) == naive([*some_trades()[:2], late], 180_000)[-1:]
+
+
+def test_a_trade_of_a_candle_that_is_not_kept_any_more_is_too_late() -> None:
+    many = [Trade(n, n * MINUTE, Decimal(n), Decimal(1), False, 1) for n in range(1, kept(MINUTE) + 3)]
+    state, _ = fold(None, columns(many), MINUTE)
+    late = [
+        Trade(100, MINUTE + 1, Decimal(7), Decimal(1), False, 1),
+        Trade(101, 6 * MINUTE, Decimal(7), Decimal(1), False, 1),
+    ]
+    state, amended, too_late = amend(state, columns(late))
+    assert too_late.tolist() == [True, False]
+    assert [one.ts for one in amended] == [6 * MINUTE]
+
+
+def test_a_trade_before_the_first_one_makes_the_candles_between_them() -> None:
+    trades = some_trades()
+    state, _ = fold(None, columns(trades[3:]), MINUTE)
+    state, amended, _ = amend(state, columns(trades[:3]))
+    assert rows(columns_of(amended)) == naive(trades, 240_000)
+    assert {one.revision for one in amended} == {0}
 
 
 def test_rows_without_a_trade_count_count_as_one() -> None:
@@ -180,10 +209,11 @@ def test_rows_without_a_trade_count_count_as_one() -> None:
     assert closed["trades"].tolist() == [2, 1, 0, 0]
 
 
-def test_ids_out_of_order_inside_a_batch_are_repeats() -> None:
-    trades = some_trades()
-    doubled = [trades[0], trades[1], trades[0], trades[1], *trades[2:]]
-    assert fold_all([doubled]) == fold_all([trades])
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_order_inside_a_batch_makes_no_difference(data: st.DataObject) -> None:
+    trades = data.draw(tapes())
+    assert fold_all([data.draw(st.permutations(trades))]) == fold_all([trades])
 
 
 def test_a_state_of_another_interval_is_refused() -> None:

@@ -2,11 +2,13 @@
 
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.folding import RUNS_KEPT, Folding, fold_batch
+from models.candles import CandleState
+from models.folding import RUNS_KEPT, Folded, Folding, Segment, fold_batch
 from models.market import Batch, Span, joined, pack_columns, runs_of
 
 MINUTE = 60_000
@@ -30,8 +32,7 @@ def opens(folding: Folding, *batches: Batch) -> list[int]:
     """Open times of the 1m candles, in the order they were made."""
     made: list[int] = []
     for batch in batches:
-        closed = fold_batch(folding, batch, ("1m",))
-        made += closed["1m"]["ts"].tolist() if closed else []
+        made += [ts for some in fold_batch(folding, batch, ("1m",)).candles for ts in some.columns["ts"].tolist()]
     return made
 
 
@@ -88,3 +89,13 @@ def test_the_row_stays_small() -> None:
     for number in range(3 * RUNS_KEPT):
         fold_batch(folding, trades(0, MINUTE, f"run{number}"), ("1m",))
     assert list(folding.segments) == [f"run{n}" for n in range(2 * RUNS_KEPT, 3 * RUNS_KEPT)]
+
+
+def test_a_row_of_an_older_version_folds_no_trade_twice() -> None:
+    old = CandleState(interval_ms=MINUTE, ts=MINUTE, traded=True, open=6, high=8, low=6, close=8, trades=3, last_id=8)
+    folding = Folding(segments={"r": Segment(covered=(0, 90_000), states={"1m": old})})
+    folded = fold_batch(folding, trades(60_000, 2 * MINUTE), ("1m",))
+    [made] = folded.candles
+    assert (made.columns["ts"].tolist(), made.columns["trades"].tolist()) == ([MINUTE], [6])
+    late = trades(0, 10_000)
+    assert fold_batch(folding, msgspec.structs.replace(late, covers=(2 * MINUTE, 2 * MINUTE)), ("1m",)) == Folded()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.exchanges.binance_rows import read_trades
+from app.errors import RunFailed
 from models.candles import flush, fold
 from models.spans import length
-from tests.processes import call, wait_for
+from tests.processes import ROOT, call, wait_for
 
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 BEGIN_MS = 1_755_648_000_000  # 2025-08-20
@@ -75,11 +80,13 @@ def test_r31_fifty_pairs_through_short_pages_empty_pages_and_refusals_are_whole_
     assert call("POST", f"{exchange}/sim/behaviours", faults)[0] == 200
     worker = start_worker(exchange)
     stages = [{"target": target, "type": "api_candles_5m"} for target in ("loader-producer", "arango-connector")]
-    command = {"queue_id": "pairs", "symbols": symbols, "time_range": DAY, "requests": stages}
-    assert worker.post("/queues/start", command)[0] == 202
-    end = worker.wait_for_end("pairs")
-    assert end["status"] == "error", "one pair has a gap"
-    assert re.search(rf"{lacking} candles_5m: unrecoverable 1 span, 3600 s", end["error_message"])
+    command = {"command": "start", "queue_id": "pairs", "symbols": symbols, "time_range": DAY, "requests": stages}
+    asked = subprocess.run(
+        [sys.executable, "-m", "app", "start", "-", "--follow"], cwd=ROOT, env={**os.environ, **worker.env},
+        input=json.dumps(command), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert asked.returncode == RunFailed.exit_code != 0, "one pair has a gap"
+    assert re.search(rf"{lacking} candles_5m: unrecoverable 1 span, 3600 s", asked.stderr)
     for symbol in symbols:
         status, answer = worker.get(f"/coverage/binance:{symbol}:candles_5m")
         assert status == 200, answer

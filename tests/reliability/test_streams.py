@@ -156,8 +156,8 @@ async def test_r23_a_quiet_symbol_is_known_to_be_quiet(monkeypatch: pytest.Monke
         await case.until(lambda: case.ledger.stored == [(at(1) + 1, at(200) - stream.SETTLED_MS)], step_s=0.5)
         folding, closed = Folding(), []
         for batch in case.batches:
-            closed += [fold_batch(folding, batch, ("1m",)).get("1m", {"ts": ()})["ts"]]
-        assert [len(opens) for opens in closed if len(opens)] == [2]
+            closed += [len(made.columns["ts"]) for made in fold_batch(folding, batch, ("1m",)).candles]
+        assert closed == [2]
         await case.say(201)
         await case.until(lambda: 201 in case.ids)
         assert case.ledger.stored == [(at(1) + 1, at(201))]

@@ -19,6 +19,7 @@ export function foldCandles(candles: readonly Candle[], intervalMs: number): Can
       last.close = candle.close;
       last.volume += candle.volume;
       last.trades += candle.trades;
+      if (candle.partial) last.partial = true;
     }
   }
   return folded;

@@ -17,6 +17,7 @@ export interface Candle {
   volume: number;
   trades: number;
   settled: boolean; // the server's own; else made here from trades so far
+  partial?: boolean; // it rests on trades that the exchange cannot serve
 }
 
 export type Level = [price: number, size: number];
@@ -68,6 +69,8 @@ export interface CandleRow {
   close: number;
   volume: number;
   trades: number;
+  partial?: boolean; // live
+  source?: string; // stored: `partial` says the same
 }
 
 export interface News {
@@ -95,5 +98,5 @@ export const INTERVALS: Record<string, number> = {
 
 export const tradeOf = ([id, ts, price, size, sell]: TradeRow): Trade => ({ id, ts, price, size, sell });
 
-export const candleOf = ({ ts, open, high, low, close, volume, trades }: CandleRow): Candle =>
-  ({ ts, open, high, low, close, volume, trades, settled: true });
+export const candleOf = ({ ts, open, high, low, close, volume, trades, partial, source }: CandleRow): Candle =>
+  ({ ts, open, high, low, close, volume, trades, settled: true, ...(partial || source === "partial" ? { partial: true } : {}) });

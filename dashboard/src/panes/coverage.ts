@@ -6,7 +6,7 @@ import { ask } from "../server";
 import { color } from "../theme";
 import type { ChartPane } from "./chart";
 
-const COLORS: Record<Kind, string> = { have: "up", missing: "missing", unrecoverable: "lost", synthetic: "synthetic" };
+const COLORS: Record<Kind, string> = { have: "up", missing: "missing", unrecoverable: "lost", partial: "lost", synthetic: "synthetic" };
 
 export class CoveragePane {
   private ledger: Ledger | null = null;
@@ -36,11 +36,11 @@ export class CoveragePane {
     for (const { kind, span } of parts) {
       pen.fillStyle = color(COLORS[kind]);
       const left = Math.max(0, x(span[0])), right = Math.min(width, x(span[1]));
-      const thin = kind === "synthetic" ? height / 2 : 0;
+      const thin = kind === "synthetic" || kind === "partial" ? height / 2 : 0;
       if (kind === "have") pen.fillRect(left, thin, right - left, height);
       else pen.fillRect(left, thin, Math.max(2, right - left), height - thin);
     }
-    const said = `${this.ledger.channel}: ${describe(parts, from, to)}`;
+    const said = `${this.ledger.channel}: ${describe(this.ledger, feed.candles.candles, feed.candles.intervalMs, from, to)}`;
     put($("strip-said"), said);
     canvas.setAttribute("aria-label", `Coverage of ${said}`);
   }

@@ -164,9 +164,13 @@ class Card {
 const stepRow = (): HTMLElement =>
   el("li", {}, el("span", { class: "what" }), el("span", { class: "bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" }, el("i")), el("span", { class: "much" }));
 
+/** How far a step is; whole only when it has finished. */
+export const shareOf = ({ state, progress }: Pick<Step, "state" | "progress">): number | null =>
+  state === "finished" ? 1 : progress === null ? null : Math.min(0.99, Math.max(0, progress));
+
 function showStep(row: HTMLElement, step: Step): void {
   const [what, bar, much] = row.children as unknown as HTMLElement[];
-  const share = step.state === "finished" ? 1 : step.progress;
+  const share = shareOf(step);
   const isAtWork = step.state === "loading" || step.state === "launched";
   const name = `${step.symbol} ${step.type.replace(/^(api|ws)_/, "").replace("_", " ")}`.trim();
   mark(row, "state", step.state);
@@ -177,5 +181,5 @@ function showStep(row: HTMLElement, step: Step): void {
   mark(bar, "endless", String(isAtWork && share === null));
   bar.style.setProperty("--share", String(share ?? 0));
   if (share === null) bar.removeAttribute("aria-valuenow");
-  else bar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
+  else bar.setAttribute("aria-valuenow", String(Math.floor(100 * share)));
 }

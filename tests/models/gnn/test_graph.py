@@ -110,6 +110,26 @@ def test_the_same_check_catches_undirected_edges_and_degrees(graph, candles, cha
     assert equal(past_of(graph, in_degrees[0]), past_of(other, in_degrees[1]))
 
 
+def test_r03_every_row_that_looks_back_on_a_hole_or_on_a_partial_candle_is_flagged(candles, without):
+    hole = 700
+    graph = build_graph(without(candles, [hole]), GraphSpec(), symbol="BTCUSDT")
+    assert np.flatnonzero(graph.over_gap).tolist() == [*range(hole, hole + WARM_UP_BARS)]
+    assert graph.ready[graph.over_gap].any(), "known over the hole, and flagged all the same"
+    partial = np.arange(len(candles["ts"])) == hole
+    flagged = build_graph({**candles, "partial": partial}, GraphSpec(), symbol="BTCUSDT")
+    assert np.flatnonzero(flagged.over_gap).tolist() == [*range(hole, hole + WARM_UP_BARS + 1)]
+    assert edge_columns(flagged)["over_gap"].tolist() == flagged.over_gap[flagged.edge_dst].tolist()
+    assert not build_graph(candles, GraphSpec(), symbol="BTCUSDT").over_gap.any()
+
+
+def test_r24_a_candle_amended_after_its_graph_was_built_makes_another_graph_and_changes_none_of_its_past(candles):
+    late = {name: column.copy() for name, column in candles.items()}
+    late["close"][LAST + 1] *= 1.0001
+    first, second = (build_graph(some, GraphSpec(), symbol="BTCUSDT") for some in (candles, late))
+    assert first.data_hash != second.data_hash
+    assert equal(past_of(first), past_of(second))
+
+
 def test_a_gap_is_marked_and_no_line_of_sight_crosses_it(candles, without):
     hole = 700
     graph = build_graph(without(candles, [hole]), GraphSpec(), symbol="BTCUSDT")
@@ -171,8 +191,8 @@ def test_a_stored_graph_that_lost_its_last_vertices_is_refused(graph):
 
 
 def test_no_stored_column_holds_a_label(graph):
-    assert set(vertex_columns(graph)) == {"symbol", "interval", "ts", "ready", "gap_bars", "x"}
-    assert set(edge_columns(graph)) == {"symbol", "interval", "kind", "src_ts", "ts", "attr"}
+    assert set(vertex_columns(graph)) == {"symbol", "interval", "ts", "ready", "gap_bars", "over_gap", "x"}
+    assert set(edge_columns(graph)) == {"symbol", "interval", "kind", "src_ts", "ts", "over_gap", "attr"}
 
 
 def test_the_ego_graph_holds_all_two_hop_ancestors_and_nothing_later(graph):
