@@ -60,7 +60,7 @@ demo: $(READY) ## a month through every stage to a report (DATA=folder of record
 
 test: $(READY) $(DASHBOARD) ## run the tests (one file or test: make test ARGS='tests/app -k coverage')
 	@$(if $(ARGS),,$(NPM) test --silent)
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist worksteal)
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 3 --dist worksteal)
 
 lint: $(READY) $(MODULES) ## style, types and the layers of the imports
 	$(BIN)/ruff check .
