@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
@@ -21,6 +21,8 @@ from app.errors import BrokerUnreachable, SetupRefused
 
 SLICE_RECORDS = 1_000
 LOOK_S = 1.0
+AGAIN_S = 0.1
+_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +114,7 @@ class KafkaReader:
 
     def _partition(self, consumer: Consumer, topic: str, partition: int, start: int | None) -> Iterator[Record]:
         """Offsets have holes (compaction, markers of transactions), so the end is where the broker says it is."""
-        with self._session.as_sentence():
-            first, end = consumer.get_watermark_offsets(Place(topic, partition), timeout=PATIENCE_S)
+        first, end = self._ends(consumer, Place(topic, partition))
         position = first if start is None else max(start, first)
         if position >= end:
             return
@@ -141,6 +142,20 @@ class KafkaReader:
                     return
                 elif not _passing(error):
                     raise sentence(error, self._connection, f"reading {topic}[{partition}]")
+
+    def _ends(self, consumer: Consumer, place: Place) -> tuple[int, int]:
+        """First offset that is kept, and the next one. A topic that is new has for a moment nobody who knows them."""
+        give_up_s = monotonic() + PATIENCE_S
+        while True:
+            with self._session.as_sentence():
+                try:
+                    first, end = consumer.get_watermark_offsets(place, timeout=PATIENCE_S)
+                except KafkaException as error:
+                    if error.args[0].code() not in _LEADERLESS or monotonic() > give_up_s:
+                        raise
+                else:
+                    return first, end
+            sleep(AGAIN_S)
 
 
 def send_one(connection: Connection, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:

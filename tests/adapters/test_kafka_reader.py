@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from adapters.embedded_log.file import partition_of
@@ -69,6 +69,25 @@ def test_a_record_comes_back_as_it_was_sent_with_nothing_empty_in_it(
     assert whole.ts_ms > 1_700_000_000_000
     assert (nothing.key, nothing.value, nothing.headers) == (None, None, ())
     assert (empty.key, empty.value) == (b"", b"")
+
+
+def test_a_partition_whose_leader_is_being_chosen_is_asked_again(
+    connection: Connection, topic: Make, reader: KafkaReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = topic()
+    send_one(connection, name, b"key", b"value")
+    asked: list[TopicPartition] = []
+
+    class Early(Consumer):
+        def get_watermark_offsets(self, place: TopicPartition, **how: Any) -> Any:
+            asked.append(place)
+            if len(asked) < 3:
+                raise KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION))
+            return super().get_watermark_offsets(place, **how)
+
+    monkeypatch.setattr("adapters.kafka.reader.Consumer", Early)
+    assert [record.value for record in reader.records(name)] == [b"value"]
+    assert len(asked) == 3
 
 
 def test_many_records_are_read_in_order_from_any_offset(
