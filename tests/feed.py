@@ -52,6 +52,13 @@ class VirtualClock(Clock):
             assert self.now_s < end, f"not within {most_s} virtual seconds"
             self.advance(step_s)
             await asyncio.sleep(0.002)
+            await turns(10)
+
+
+async def turns(count: int) -> None:
+    """So many turns for both ends of the connections: they share this loop, so what one says the other hears next."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 class FakeFeed:

@@ -17,6 +17,8 @@ from adapters.kafka.client import Connection
 from adapters.kafka.local import Cluster, fetch, java
 from app.errors import KafkaUnavailable
 
+# A broker that nobody kills. One that a busy machine kept from its heartbeat would give up all its partitions.
+STEADY = {"broker.session.timeout.ms": 60_000}
 READY_WITHIN_S = 300.0  # no rule: Java on a busy machine
 QUICK = ("-XX:TieredStopAtLevel=1",)  # a broker that lives for a minute is not worth optimizing: a third less CPU
 
@@ -52,7 +54,7 @@ def kafka_tools() -> None:
 @pytest.fixture(scope="session")
 def kafka(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The broker that all tests share; leave it running."""
-    cluster = Cluster(tmp_path_factory.mktemp("kafka"), jvm=QUICK, die_with_parent=True)
+    cluster = Cluster(tmp_path_factory.mktemp("kafka"), jvm=QUICK, properties=STEADY, die_with_parent=True)
     try:
         cluster.start(READY_WITHIN_S)
         yield cluster

@@ -26,7 +26,7 @@ from adapters.kafka.access import check
 from adapters.kafka.client import Connection
 from adapters.kafka.local import Cluster
 from app.errors import BrokerUnreachable, SetupRefused
-from tests.kafka import QUICK, READY_WITHIN_S, environment
+from tests.kafka import QUICK, READY_WITHIN_S, STEADY, environment
 from tests.machine import Stopwatch
 from tests.processes import ROOT, wait_for
 
@@ -60,7 +60,7 @@ def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A broker with users who may do what RIGHTS says: `worker` all of it, the others all but one, `guest` nothing."""
     users = ["worker", "guest", *WITHOUT.values()]
     folder = tmp_path_factory.mktemp("secured")
-    cluster = Cluster(folder, acls=True, users=users, jvm=QUICK, die_with_parent=True)
+    cluster = Cluster(folder, acls=True, users=users, jvm=QUICK, properties=STEADY, die_with_parent=True)
     try:
         cluster.start(READY_WITHIN_S)
         admin = AdminClient(cluster.connection().librdkafka())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapters.kafka.local import Cluster
-from tests.kafka import QUICK, READY_WITHIN_S
+from tests.kafka import QUICK, READY_WITHIN_S, STEADY
 from tests.machine import Stopwatch
 from tests.processes import Process, Worker, empty_broker, free_port, wait_for
 
@@ -28,7 +28,7 @@ def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield shared
         shared.kill()
         return
-    own = Cluster(tmp_path_factory.mktemp("brokers"), jvm=QUICK, die_with_parent=True)
+    own = Cluster(tmp_path_factory.mktemp("brokers"), jvm=QUICK, properties=STEADY, die_with_parent=True)
     own.start(READY_WITHIN_S)
     shared = Worker(folder, broker=empty_broker(own.bootstrap, folder))
     yield shared

@@ -12,7 +12,7 @@ from adapters.exchanges import streams
 from agents import stream
 from models.control import Json
 from models.folding import Folding, fold_batch
-from tests.feed import FakeFeed, agg_trade
+from tests.feed import FakeFeed, agg_trade, turns
 from tests.streams import ETH, at, connected, depth, following, numbers
 
 DAY_S = 86_400.0
@@ -191,7 +191,8 @@ async def test_r08_before_the_day_is_over_another_connection_runs_and_nothing_is
             said += 1
             await feed.say(ETH, agg_trade(said))
             clock.advance(300.0)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.002)
+            await turns(50)
         got: list[int] = []
         await clock.run_until(lambda: got.extend(numbers(eth)) or said in got)
         assert feed.open_at_subscribe == [1, 2, 2]
@@ -249,7 +250,8 @@ async def test_r09_a_door_that_closes_behind_everyone_stays_within_the_budget_of
         while clock.now_s < began_s + 650:
             await feed.cut()
             clock.advance(1.0)
-            await asyncio.sleep(0.003)
+            await asyncio.sleep(0.002)
+            await turns(20)
         assert 20 <= len(made_at) <= 30
         for late, early in zip(made_at[10:], made_at, strict=False):
             assert late - early >= 300

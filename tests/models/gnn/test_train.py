@@ -203,7 +203,7 @@ def test_the_last_fact_is_repeated_while_nothing_new_is_said(monkeypatch):
     stream = io.StringIO()
     with Reporter(stream) as reporter:
         reporter.say(progress=0.5)
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 150
         while stream.getvalue().count("\n") < 4 and time.monotonic() < deadline_s:
             progress.threading.Event().wait(0.01)
         reporter.conclude(done="here")
@@ -215,10 +215,11 @@ def test_the_last_fact_is_repeated_while_nothing_new_is_said(monkeypatch):
 def test_no_more_than_five_facts_are_said_in_a_second():
     stream = io.StringIO()
     reporter = Reporter(stream)
+    began_s = time.monotonic()
     for epoch in range(1000):
         reporter.say(progress=epoch / 1000)
     reporter.conclude(done="here")
-    assert stream.getvalue().count("\n") <= 4
+    assert stream.getvalue().count("\n") <= 4 + 5 * (time.monotonic() - began_s)
     assert stream.getvalue().endswith('{"done":"here"}\n')
 
 
