@@ -15,7 +15,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
-PATIENCE_MS = 60_000  # no rule: a busy machine paints late
+PATIENCE_MS = 180_000  # no rule: a busy machine paints late
 expect.set_options(timeout=PATIENCE_MS)
 
 needs_chromium = pytest.mark.skipif(

@@ -31,7 +31,7 @@ from app.config import settings
 
 ROOT = Path(__file__).parents[1]
 POLL_S = 0.05
-PATIENCE_S = 150.0  # no rule: what has not come by then will not come, however busy the machine is
+PATIENCE_S = 300.0  # no rule: what has not come by then will not come, however busy the machine is
 
 _held: list[socket.socket] = []  # ports of this process
 

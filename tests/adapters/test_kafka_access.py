@@ -79,7 +79,7 @@ def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         cluster.kill()
 
 
-def refused(connection: Connection, within_s: float = 10, **needs: Any) -> str:
+def refused(connection: Connection, within_s: float = 150, **needs: Any) -> str:
     """The one line."""
     with pytest.raises(SetupRefused) as refusal:
         check(connection, **NEEDS | needs, within_s=within_s)
@@ -90,11 +90,11 @@ def refused(connection: Connection, within_s: float = 10, **needs: Any) -> str:
 
 
 def test_who_has_the_documented_rights_may_start(secured: Cluster) -> None:
-    check(secured.connection("worker"), **NEEDS)
+    check(secured.connection("worker"), **NEEDS, within_s=150)
 
 
 def test_without_acls_everybody_may_start(kafka: Cluster) -> None:
-    check(kafka.connection(), **NEEDS)  # none of these topics is there: that is not its question
+    check(kafka.connection(), **NEEDS, within_s=150)  # none of these topics is there: that is not its question
 
 
 @pytest.mark.parametrize(

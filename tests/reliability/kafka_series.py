@@ -32,8 +32,8 @@ REPAIRED = os.environ.get("REPAIR", "1") == "1"
 REPEATS = int(os.environ.get("CHAOS_REPEATS", "1"))
 FULL = REPEATS > 1
 KEYS = [b"key%d" % number for number in range(64)]
-PATIENCE_S = 150.0
-STUCK_S = 120.0  # without a record or a commit for so long, a worker will not get on any more
+PATIENCE_S = 300.0
+STUCK_S = 200.0  # without a record or a commit for so long, a worker will not get on any more
 POLL_S = 0.05
 
 

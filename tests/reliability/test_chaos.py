@@ -36,7 +36,7 @@ TAKEN_OVER_WITHIN_S = SESSION_S + 5.0
 AHEAD_PAGES = 25  # a loader waits for the broker every 20 pages
 SLOW = "{of: exchange, what: behave, after_s: 0, behaviour: {name: slow, endpoint: aggTrades, times: 0, seconds: %s}}"
 
-pytestmark = pytest.mark.timeout(600 + 90 * REPEATS)
+pytestmark = pytest.mark.timeout(900 + 90 * REPEATS)
 
 
 @pytest.fixture(autouse=True)

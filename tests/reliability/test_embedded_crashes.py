@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SERIES = int(os.environ.get("EMBEDDED_KILLS", "2"))
 STEP = 500  # events processed between two kills, at least
 EVENTS = 2 * STEP * (SERIES + 1)
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 
 
 @contextmanager

@@ -24,7 +24,7 @@ SAME_KEY = int(os.environ.get("SAME_KEY_UPDATES", "1000000" if FULL else "6000")
 TABLE_ROWS = int(os.environ.get("TABLE_ROWS", "1000000" if FULL else "20000"))
 RECOVERED_WITHIN_S = 5.0
 
-pytestmark = pytest.mark.timeout(3600 if FULL else 600)
+pytestmark = pytest.mark.timeout(3600 if FULL else 900)
 
 
 def test_repair_graceful_restarts_with_a_backlog_lose_and_repeat_nothing(kafka: Cluster, tmp_path: Path) -> None:
