@@ -238,7 +238,7 @@ async def test_a_thousand_viewers_that_read_nothing_hold_up_neither_the_market_n
     assert feed is not None
     assert (orjson.loads(await reader.receive_str())["event"], len(feed.audience)) == ("hello", viewers)
     seen: list[int] = []
-    batch, batches = 500, 20
+    batch, batches = 50, 20
     for number in range(batches):
         take("market.trades", KEY, encode_batch(trades(1 + batch * number, batch)))
         beat(float(number))
