@@ -23,6 +23,7 @@ from app.web.calls import call, error
 from models.control import Json
 
 FRAMES_KEPT = 1_000  # per viewer; a run makes two or three events a second, so some minutes
+ALIVE_EVERY_S = 20.0  # a viewer that does not answer a ping for half as long is gone
 GOODBYE_WITHIN_S = 1.0  # a viewer's answer to our last frame
 SEND_WITHIN_S = 5.0  # a frame the network does not take for so long: the viewer is gone
 TOO_SLOW = "you read too slowly; connect again and ask for the events you missed"
@@ -114,7 +115,7 @@ class Audience:
     async def watch(self, request: web.Request, hello: Callable[[], str] | None = None) -> web.StreamResponse:
         """A call that becomes a viewer, until it leaves or is cut off. `hello` is the first frame it gets."""
         socket = web.WebSocketResponse(
-            heartbeat=20.0, compress=False, max_msg_size=FRAME_MOST, timeout=GOODBYE_WITHIN_S
+            heartbeat=ALIVE_EVERY_S, compress=False, max_msg_size=FRAME_MOST, timeout=GOODBYE_WITHIN_S
         )
         if not socket.can_prepare(request).ok:
             return error(426, "this is a WebSocket: connect with ws://", headers={"Upgrade": "websocket"})

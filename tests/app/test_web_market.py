@@ -15,6 +15,7 @@ import pytest
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from app.web import live as web_live
 from app.web import market
 from app.web.live import TAKES_NOTHING, Audience
 from app.web.market import STALE_AFTER_S, Feed, beat, feed_of, take
@@ -228,8 +229,10 @@ def viewers() -> Iterator[int]:
 
 
 async def test_a_thousand_viewers_that_read_nothing_hold_up_neither_the_market_nor_the_one_that_reads(
-    client: Client, viewers: int
+    client: Client, viewers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for patience_s in ("ALIVE_EVERY_S", "SEND_WITHIN_S"):  # who reads nothing answers no ping either
+        monkeypatch.setattr(web_live, patience_s, 3_600.0)
     sleeping = []
     for first in range(1, viewers, 100):
         sleeping += await asyncio.gather(*(watch(client) for _ in range(first, min(first + 100, viewers))))
@@ -238,7 +241,7 @@ async def test_a_thousand_viewers_that_read_nothing_hold_up_neither_the_market_n
     assert feed is not None
     assert (orjson.loads(await reader.receive_str())["event"], len(feed.audience)) == ("hello", viewers)
     seen: list[int] = []
-    batch, batches = 500, 20
+    batch, batches = 50, 20
     for number in range(batches):
         take("market.trades", KEY, encode_batch(trades(1 + batch * number, batch)))
         beat(float(number))
