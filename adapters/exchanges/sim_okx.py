@@ -157,8 +157,10 @@ _ENDPOINTS: dict[str, Callable[[Okx, Mapping[str, str]], Any]] = {
 class OkxConnection(Connection):
     """Subscribed by message; `streams` are Binance's names, turned on their way out."""
 
-    def __init__(self, okx: Okx, *said: Any) -> None:
-        super().__init__(*said, False)
+    def __init__(
+        self, okx: Okx, sockets: Sockets, socket: web.WebSocketResponse, request: web.Request, name: str
+    ) -> None:
+        super().__init__(sockets, socket, request, name, combined=False)
         self._okx = okx
         self._arguments: dict[str, Json] = {}  # by Binance's name of the stream
         self._spoken_at = time.monotonic()

@@ -84,7 +84,9 @@ class Sockets:
         await socket.prepare(request)
         self.opened += 1
         name = f"c{self.opened}"
-        connection = make(self, socket, request, name) if make else Connection(self, socket, request, name, combined)
+        connection = (
+            make(self, socket, request, name) if make else Connection(self, socket, request, name, combined=combined)
+        )
         self.connections[connection.name] = connection
         try:
             await connection.live(names)
@@ -127,7 +129,7 @@ Make = Callable[[Sockets, web.WebSocketResponse, web.Request, str], "Connection"
 
 class Connection:
     def __init__(
-        self, sockets: Sockets, socket: web.WebSocketResponse, request: web.Request, name: str, combined: bool
+        self, sockets: Sockets, socket: web.WebSocketResponse, request: web.Request, name: str, *, combined: bool
     ) -> None:
         self.name, self.combined, self.path = name, combined, request.path
         self.streams: dict[str, int] = {}  # stream: what was sent of it, in ms of the exchange's clock
