@@ -19,6 +19,7 @@ from adapters.exchanges.binance_rows import read_fills, read_klines, read_trades
 from adapters.exchanges.history import Answer, RestExchange
 from adapters.exchanges.requests import Api, Patience
 from adapters.exchanges.rows import Read
+from app.errors import ExchangeRefused
 from models.market import Frame, Span
 from models.ordering import Mark
 
@@ -103,6 +104,14 @@ class BinanceUm(BinanceSpot):
     channels: ClassVar[tuple[str, ...]] = ("trades",)  # single ones need a key
     live_channels: ClassVar[tuple[str, ...]] = ("trades", "book", "ticker")
     api: ClassVar[Api] = UM
+    _listed: frozenset[str] = frozenset()
+
+    async def prepare(self, symbol: str) -> None:
+        """The futures' exchangeInfo takes no symbol: it lists them all."""
+        if symbol not in self._listed:
+            self._listed = frozenset(await self.symbols())
+        if symbol not in self._listed:
+            raise ExchangeRefused(f"{self.venue} does not trade {symbol!r}")
 
 
 _READERS = {"trades": read_trades, "fills": read_fills}

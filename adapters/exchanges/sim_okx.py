@@ -46,10 +46,8 @@ class Okx:
 
     def __init__(self, stage: Stage, source: Source, sockets: Sockets, disturb: Disturb) -> None:
         self.stage, self.source, self._sockets, self._disturb = stage, source, sockets, disturb
-        listed = {symbol["symbol"]: symbol for symbol in source.symbols()}
-        self.instruments = {
-            f"{s['baseAsset']}-{s['quoteAsset']}": name for name, s in listed.items() if "baseAsset" in s
-        }
+        named = (said for said in source.symbols() if "baseAsset" in said)
+        self.instruments = {f"{said['baseAsset']}-{said['quoteAsset']}": str(said["symbol"]) for said in named}
         self._asked: dict[str, deque[float]] = {}
 
     def add_routes(self, router: web.UrlDispatcher) -> None:

@@ -127,6 +127,8 @@ async def test_history_of_futures_is_that_of_the_exchange() -> None:
                     found = [n for page in parsed for n in page.columns["ts"].tolist()]
                     assert found == tape.candles("BTCUSDT", interval_of(channel), *span).ts_ms.tolist()
             assert (await um.book_snapshot("BTCUSDT"))[0] > 0
+            with pytest.raises(ExchangeRefused, match="does not trade 'BTC-USDT'"):
+                await um.prepare("BTC-USDT")
             with pytest.raises(ExchangeRefused, match="binance_um has no channel 'fills'"):
                 await um.page_from("fills", "BTCUSDT", 1, NOON)
         finally:
