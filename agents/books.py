@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from adapters.exchanges import binance_books, okx_books
+from adapters.exchanges.venues import VENUES
 from app import topics
 from app.core import Message, app, assignment, consumes_together, dead_letter, put
 from app.errors import ExchangeError
@@ -35,16 +35,11 @@ from models.market import (
     encode_book_update,
     encode_frames,
 )
-from models.order_book import CHAINS, Book, BookSync, Diff, Snapshot
+from models.order_book import Book, BookSync, Snapshot
 from tables.book_by_symbol import BookRow, book_by_symbol
 
 ASK_EVERY_S = 2.0  # for a snapshot, a symbol: the loader has many to serve
 RENEW_EVERY_S = 30.0  # the same for a live book that a newer snapshot would make deeper
-
-Read = Callable[[str, bytes], Diff | Snapshot]  # (kind of the message, frame); raises ExchangeError
-READERS: Mapping[str, Read] = {
-    "binance": binance_books.read_book, "binance_um": binance_books.read_book, "okx": okx_books.read_book,
-}  # fmt: skip
 
 _books: dict[str, KeptBook] = {}
 
@@ -96,8 +91,8 @@ class KeptBook:
 
     def __init__(self, venue: str) -> None:
         """Raises KeyError for a venue whose frames nobody here can read."""
-        self._read, self.venue = READERS[venue], venue
-        self.sync = BookSync(CHAINS[venue], self._moved)
+        self._read, self.venue = VENUES[venue].read_book, venue
+        self.sync = BookSync(VENUES[venue].chain, self._moved)
         self.rows: list[Sequence[float]] = []
         self._features, self._losses = BookFeatures(), 0
         self._asked_s = -math.inf

@@ -24,7 +24,7 @@ async def build(job: Job) -> Finished:
     assert step.range_ms is not None
     name = graph_name(step)
     candles = await asyncio.to_thread(
-        graphs.read_candles, store, outside.VENUE, step.symbol, step.interval, *step.range_ms
+        graphs.read_candles, store, step.venue, step.symbol, step.interval, *step.range_ms
     )
     graph = await asyncio.to_thread(gnn.build_graph, candles, gnn.GraphSpec(interval=step.interval), symbol=step.symbol)
     rows = len(graph.ts) + len(graph.edge_src)

@@ -28,17 +28,17 @@ async def load(job: Job) -> Finished:
     step = job.step
     assert step.range_ms is not None
     start, end = step.range_ms
-    ledger = await asyncio.to_thread(outside.read_coverage, outside.store(), step.symbol, step.channel)
+    ledger = await asyncio.to_thread(outside.read_coverage, outside.store(), step.symbol, step.channel, step.venue)
     todo = remaining(ledger.gaps(start, end), (start, end), job.cursor)
-    topic, key = topics.raw_for(step.channel), stream_key(outside.VENUE, step.symbol)
-    exchange = outside.open_exchange(on_wait=lambda wait_s, why: _say_wait(job, wait_s, why))
+    topic, key = topics.raw_for(step.channel), stream_key(step.venue, step.symbol)
+    exchange = outside.open_exchange(lambda wait_s, why: _say_wait(job, wait_s, why), step.venue)
     pages, position = 0, (job.cursor or {}).get("position")
     try:
         for gap_start, gap_end in todo:
             resume_at = _cursor_in(job.cursor, (gap_start, gap_end))
             async for page in exchange.history(step.channel, step.symbol, gap_start, gap_end, resume_at):
                 info = page.info(
-                    venue=outside.VENUE, symbol=step.symbol, channel=step.channel, asked=(gap_start, gap_end),
+                    venue=step.venue, symbol=step.symbol, channel=step.channel, asked=(gap_start, gap_end),
                     run=job.queue_id, task=job.task_id,
                 )  # fmt: skip
                 sent = await put(topic, key, page.body, [("page", encode_page_info(info))])
@@ -79,5 +79,5 @@ async def _wait_for_readers(job: Job, channel: str) -> None:
 
 
 def _say_wait(job: Job, wait_s: float, why: str) -> None:
-    EXCHANGE_WAITS.labels(outside.VENUE).inc()
+    EXCHANGE_WAITS.labels(job.step.venue).inc()
     job.say_soon(f"exchange: {why}; waits {wait_s:.1f} s")

@@ -54,7 +54,7 @@ async def _read(message: Message) -> Batch:
     if "frames" in message.headers:
         return await _read_frames(message)
     info = decode_page_info(message.headers["page"])
-    batch, rejected = normalize(outside.parser(), info, message.value, message.place)
+    batch, rejected = normalize(outside.parser(info.venue), info, message.value, message.place)
     for row, reason, span in rejected:
         again = msgspec.structs.replace(info, covers=span, asked=span)
         await dead_letter(message, reason, value=row, headers={"page": encode_page_info(again)})
@@ -63,7 +63,7 @@ async def _read(message: Message) -> Batch:
 
 async def _read_frames(message: Message) -> Batch:
     info = decode_frames_info(message.headers["frames"])
-    batch, rejected = normalize_frames(outside.parser(), info, decode_frames(message.value), message.place)
+    batch, rejected = normalize_frames(outside.parser(info.venue), info, decode_frames(message.value), message.place)
     for bad in rejected:
         again = msgspec.structs.replace(info, covers=bad.hole)
         headers = {"frames": encode_frames_info(again)}

@@ -82,7 +82,7 @@ async def follow(said: Json, offset: int) -> None:
 async def start(command: Command, said: Json, message: Message) -> None:
     offset = message.offset
     run = control.plan(said, now_s=message.ts_s, seed=f"{offset}".encode() + message.value)
-    await outside.check_symbols({step.symbol for step in run.steps if step.symbol})
+    await outside.check_symbols((step.venue, step.symbol) for step in run.steps)
     known = workflows.get(run.queue_id)
     text = f"{len(run.steps)} steps" if len(run.steps) > 1 else "1 step"
     if known:

@@ -54,9 +54,9 @@ async def find_holes() -> None:
 
 def holes_of(stream: str, ledger: Coverage) -> Iterable[tuple[str, Span]]:
     """Each hole with the name of its repair."""
-    _, symbol, channel = stream.split(":")
+    venue, symbol, channel = stream.split(":")
     for start, end in ledger.holes():
-        yield f"repair-{symbol}-{channel}-{start}-{end}".lower(), (start, end)
+        yield f"repair-{venue}-{symbol}-{channel}-{start}-{end}".lower(), (start, end)
 
 
 def is_due(
@@ -83,16 +83,16 @@ def candles_closed_ms(hole_end_ms: int) -> int:
 
 def streams_of(run: Workflow) -> set[str]:
     steps = (step for step in run.steps if step.target in (LOADER, CONNECTOR))
-    return {f"{outside.VENUE}:{step.symbol}:{step.channel}" for step in steps}
+    return {f"{step.venue}:{step.symbol}:{step.channel}" for step in steps}
 
 
 def repair_command(name: str, stream: str, hole: Span) -> Json:
     """Load and store what lacks in the full hours of the hole: so the candles over its edges are made too."""
-    _, symbol, channel = stream.split(":")
+    venue, symbol, channel = stream.split(":")
     kind = f"api_{channel}"
     start, end = hole[0] - hole[0] % HOUR_MS, min(hole[1] + -hole[1] % HOUR_MS, int(time.time() * 1000))
     return {
-        "command": "start", "queue_id": name, "symbol": symbol,
+        "command": "start", "queue_id": name, "venue": venue, "symbol": symbol,
         "time_range": f"{instant_text(start)}:{instant_text(end)}",
         "requests": [{"target": LOADER, "type": kind}, {"target": CONNECTOR, "type": kind}],
     }  # fmt: skip

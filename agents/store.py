@@ -100,7 +100,7 @@ def store_batch(store: Store, collection: str, batch: Batch) -> tuple[Coverage, 
             if errors := store.upsert_columns(collection, columns).errors:
                 refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
                 batch = msgspec.structs.replace(batch, missing=(batch.covers,) if batch.covers else ())
-        ledger = outside.read_coverage(store, batch.symbol, batch.channel)
+        ledger = outside.read_coverage(store, batch.symbol, batch.channel, batch.venue)
         ledger.add(batch)
         if batch.covers:
             store.upsert("coverage", [{
@@ -124,10 +124,10 @@ async def persist(job: Job) -> Finished:
     store = outside.store()
     collection = await asyncio.to_thread(collection_of, step.channel)
     time_column = "ts_ms" if step.channel == "trades" else "ts"
-    eq = {"venue": outside.VENUE, "symbol": step.symbol}
+    eq = {"venue": step.venue, "symbol": step.symbol}
     quiet = Quiet(step.channel)
     while True:
-        ledger = await asyncio.to_thread(outside.read_coverage, store, step.symbol, step.channel)
+        ledger = await asyncio.to_thread(outside.read_coverage, store, step.symbol, step.channel, step.venue)
         known = ledger.within(start, end)
         await job.report(progress=spans.length(known.stored) / (end - start), message=f"until {time_column} is covered")
         # A page that was lost on its way never arrives: then nothing waits anywhere, and the ledger shows the hole.

@@ -63,7 +63,7 @@ _strays: set[asyncio.Task[None]] = set()
 @work(STREAMER, lets_go=True)
 async def stream(job: Job) -> Finished:
     """One live stream onto its raw topic until it is stopped."""
-    side = outside.live(outside.VENUE, on_stray=_put_stray_aside)
+    side = outside.live(job.step.venue, on_stray=_put_stray_aside)
     channel = job.step.channel
     if channel == "book":
         reader: _Reader = _Book(job, side)
@@ -129,7 +129,7 @@ class _Reader:
 
     def is_next(self, mark: Mark) -> bool:
         """False for a repeat."""
-        if mark.last <= self._last_id:
+        if mark.last <= self._last_id and mark.before != self._last_id:  # ids may stand still, or begin anew
             return False
         self._last_id = mark.last
         return True

@@ -71,9 +71,9 @@ def training_request(step: Step, queue_id: str) -> TrainRequest:
     if "model_type" in params:
         said["model_types"] = (params["model_type"],)
     return TrainRequest(
-        name=params.get("model_output") or f"gnn_{step.symbol}_{step.interval}".lower(),
+        name=params.get("model_output") or f"gnn_{step.market}_{step.interval}".lower(),
         version=queue_id, out_dir=str(settings().models_dir), threads=settings().train_threads,
-        dataset={"venue": outside.VENUE, "symbol": step.symbol, "interval": step.interval, "range_ms": step.range_ms,
+        dataset={"venue": step.venue, "symbol": step.symbol, "interval": step.interval, "range_ms": step.range_ms,
                  "graph": graph_name(step), "run": queue_id},
         **said,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def prepare(step: Step, request: TrainRequest, workdir: Path) -> None:
     """Candles and graph from the store into the child's folder. Raises RunFailed when they are not there."""
     assert step.range_ms is not None
     store = outside.store()
-    candles = graphs.read_candles(store, outside.VENUE, step.symbol, step.interval, *step.range_ms)
+    candles = graphs.read_candles(store, step.venue, step.symbol, step.interval, *step.range_ms)
     graph = graphs.read_graph(store, graph_name(step))
     workdir.mkdir(parents=True, exist_ok=True)
     save_inputs(workdir / INPUTS_FILE, candles, graph)

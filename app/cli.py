@@ -87,7 +87,7 @@ def exchange(
     as_json: AsJson = False,
     end_with: EndWith = 0,
 ) -> None:
-    """Serve a simulated exchange that speaks Binance's REST and WebSocket formats, and print its address when ready.
+    """Serve a simulated exchange that speaks Binance's and OKX's formats, and print its address when ready.
 
     \b
     Examples:
@@ -259,6 +259,7 @@ def chaos(
 def start(
     file: Annotated[str, typer.Argument(help="JSON file with a whole command; `-` reads it from stdin.")] = "",
     symbol: Annotated[str, typer.Option(help="For example BTCUSDT.")] = "",
+    venue: Annotated[str, typer.Option(help="binance, binance_um or okx; binance unless said.")] = "",
     time_range: Annotated[str, typer.Option("--range", help="START:END, UTC, end exclusive.")] = "",
     interval: Annotated[str, typer.Option(help="Interval of the candles.")] = "5m",
     candles: Annotated[bool, typer.Option("--candles", help="Load and store candles.")] = False,
@@ -277,6 +278,7 @@ def start(
     Examples:
       python -m app start --symbol BTCUSDT --range 2025-08-20:2025-09-19 --follow
       python -m app start --symbol ETHUSDT --range 2025-08-20:2025-08-20 --candles --interval 1m
+      python -m app start --venue okx --symbol BTC-USDT --range 2025-08-20:2025-08-20 --trades
       python -m app start command.json
     """
     from app.pipelines import Stages, usual
@@ -290,7 +292,7 @@ def start(
         stages = Stages(*wanted) if any(wanted) else Stages()
         command = usual(
             symbol, time_range, interval, stages,
-            queue_id=queue_id or None, epochs=epochs, allow_missing=allow_missing or None,
+            venue=venue or None, queue_id=queue_id or None, epochs=epochs, allow_missing=allow_missing or None,
         )  # fmt: skip
     try:
         named = str(command.get("queue_id") or "")

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     binance_ws_url: str = Field(
         "", description="WebSocket base of Binance spot; empty: BINANCE_API_URL's, where that is a loopback address"
     )
+    binance_um_api_url: str = Field("", description="REST base of Binance USD-M futures; empty: as OKX_API_URL")
+    binance_um_ws_url: str = Field("", description="WebSocket base of Binance USD-M futures; empty: as BINANCE_WS_URL")
+    okx_api_url: str = Field(
+        "", description="REST base of OKX; empty: BINANCE_API_URL, where that is loopback (a simulated exchange)"
+    )
+    okx_ws_url: str = Field("", description="WebSocket base of OKX; empty: OKX_API_URL's, where that is loopback")
     stream_flush_ms: int = Field(20, ge=1, le=50, description="live frames wait so long for others of their message")
     stream_stale_s: float = Field(3.0, gt=0, description="a live stream silent for so long is called stale")
     stream_silent_s: float = Field(60.0, gt=0, description="a live stream silent for so long is subscribed anew")
@@ -111,26 +117,31 @@ class Settings(BaseSettings):
             raise ValueError(f"{unknown[0]!r} is not an interval; known: {', '.join(INTERVALS)}")
         return intervals
 
-    @field_validator("binance_api_url")
+    @field_validator("binance_api_url", "binance_um_api_url", "okx_api_url")
     @classmethod
     def _url_with_scheme(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is no address: write http://HOST:PORT or https://HOST")
         return url
 
-    @field_validator("binance_ws_url")
+    @field_validator("binance_ws_url", "binance_um_ws_url", "okx_ws_url")
     @classmethod
     def _ws_url_with_scheme(cls, url: str) -> str:
         if url and not url.startswith(("ws://", "wss://")):
             raise ValueError(f"{url!r} is no address: write ws://HOST:PORT or wss://HOST")
         return url.rstrip("/")
 
-    @property
-    def ws_url(self) -> str:
-        """WebSocket base of Binance spot; empty where it is not known."""
-        api = urlsplit(self.binance_api_url)
-        if self.binance_ws_url or api.hostname not in LOOPBACK:
-            return self.binance_ws_url
+    def api_url(self, venue: str = "binance") -> str:
+        """REST base of a venue; empty where it is not known. A simulated exchange is all of them at one address."""
+        said: str = getattr(self, f"{venue}_api_url", "")
+        return said or (self.binance_api_url if urlsplit(self.binance_api_url).hostname in LOOPBACK else "")
+
+    def ws_url(self, venue: str = "binance") -> str:
+        """WebSocket base of a venue; empty where it is not known."""
+        said: str = getattr(self, f"{venue}_ws_url", "")
+        api = urlsplit(self.api_url(venue))
+        if said or api.hostname not in LOOPBACK:
+            return said
         return api._replace(scheme="wss" if api.scheme == "https" else "ws").geturl().rstrip("/")
 
     @property

@@ -6,24 +6,24 @@ import asyncio
 import difflib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
 import msgspec
 
 from adapters.exchanges.base import Exchange
-from adapters.exchanges.binance import BinanceSpot
-from adapters.exchanges.binance_frames import BinanceWire
 from adapters.exchanges.streams import Health, Hub, Limits
+from adapters.exchanges.venues import VENUES, Venue
 from adapters.stores import collections
 from adapters.stores.base import Document, Store
 from adapters.stores.sqlite import SqliteStore
 from app.config import settings
 from app.errors import CommandRejected, ExchangeError, SetupRefused
+from models.control import DEFAULT_VENUE
 from models.coverage import Coverage, stream_name
 
-VENUE = "binance"
+VENUE = DEFAULT_VENUE
 CONTROL_COLLECTIONS = (
     collections.COVERAGE, collections.QUEUE_STATE, collections.TELEMETRY_EVENTS, collections.MODELS, collections.GRAPHS,
 )  # fmt: skip
@@ -47,20 +47,27 @@ def reading_store() -> Store:
     return SqliteStore(settings().store_path, read_only=True)
 
 
-def open_exchange(on_wait: Callable[[float, str], None] | None = None) -> Exchange:
-    """The exchange that BINANCE_API_URL names; the caller closes it. Raises SetupRefused."""
-    url = settings().binance_api_url
-    if not url:
+def open_exchange(on_wait: Callable[[float, str], None] | None = None, venue: str = VENUE) -> Exchange:
+    """The exchange that <VENUE>_API_URL names; the caller closes it. Raises SetupRefused."""
+    known = known_venue(venue)
+    if not (url := settings().api_url(venue)):
         raise SetupRefused(
-            "BINANCE_API_URL is not set: give the REST base of Binance spot, or of `python -m app exchange`"
+            f"{venue.upper()}_API_URL is not set: give the REST base of {known.title}, or of `python -m app exchange`"
         )
-    return BinanceSpot(url, on_wait=on_wait)
+    return known.exchange(url, on_wait=on_wait)
+
+
+def known_venue(name: str) -> Venue:
+    """Raises SetupRefused."""
+    if name not in VENUES:
+        raise SetupRefused(f"no venue is called {name!r}; known are {', '.join(VENUES)}")
+    return VENUES[name]
 
 
 @cache
-def parser() -> Exchange:
-    """The exchange as a reader of its own pages; it never connects."""
-    return BinanceSpot(settings().binance_api_url or "http://127.0.0.1:9")
+def parser(venue: str = VENUE) -> Exchange:
+    """The exchange as a reader of its own pages; it never connects. Raises SetupRefused."""
+    return known_venue(venue).exchange("http://127.0.0.1:9")
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,15 @@ def live(venue: str = VENUE, on_stray: Callable[[bytes], None] = lambda _frame: 
     """The venue's live side, opened at the first call. Raises SetupRefused."""
     if venue not in _live:
         config = settings()
-        if not config.ws_url:
-            raise SetupRefused("BINANCE_WS_URL is not set: give the WebSocket base of Binance spot")
+        known = known_venue(venue)
+        if not (url := config.ws_url(venue)):
+            raise SetupRefused(f"{venue.upper()}_WS_URL is not set: give the WebSocket base of {known.title}")
         limits = Limits(
             lifetime_s=config.connection_lifetime_s, stale_s=config.stream_stale_s,
             stream_silent_s=config.stream_silent_s, connection_silent_s=config.connection_silent_s,
         )  # fmt: skip
-        hub = Hub(BinanceWire(venue), config.ws_url, limits=limits, on_stray=on_stray)
-        _live[venue] = Live(hub, open_exchange())
+        hub = Hub(known.wire, url, limits=known.stream_limits(limits), on_stray=on_stray)
+        _live[venue] = Live(hub, open_exchange(venue=venue))
     return _live[venue]
 
 
@@ -108,14 +116,14 @@ async def hang_up() -> None:
 
 
 class _KnownSymbols:
-    """What the exchange listed when it was last asked."""
+    """What an exchange listed when it was last asked."""
 
-    def __init__(self) -> None:
-        self.names: frozenset[str] = frozenset()
+    def __init__(self, venue: str) -> None:
+        self.venue, self.names = venue, frozenset[str]()
         self.asked_at = -math.inf
 
     async def refresh(self) -> None:
-        exchange = open_exchange()
+        exchange = open_exchange(venue=self.venue)
         try:
             async with asyncio.timeout(SYMBOLS_WAIT_S):
                 self.names = frozenset(await exchange.symbols())
@@ -127,22 +135,35 @@ class _KnownSymbols:
         return time.monotonic() - self.asked_at > SYMBOLS_KEPT_S
 
 
-_symbols = _KnownSymbols()
+_symbols = {venue: _KnownSymbols(venue) for venue in VENUES}
 
 
-async def check_symbols(symbols: set[str]) -> None:
-    """Raise CommandRejected for a symbol the exchange does not list. An exchange that is away rejects nothing."""
-    if not symbols or not settings().binance_api_url:
-        return
-    if _symbols.is_stale() or not symbols <= _symbols.names:
+async def check_symbols(asked: Iterable[tuple[str, str]]) -> None:
+    """Raise CommandRejected for an unknown venue, and for a symbol (venue, symbol) that its exchange does not list.
+
+    An exchange that is away rejects nothing.
+    """
+    wanted: dict[str, set[str]] = {}
+    for venue, symbol in asked:
+        if venue not in VENUES:
+            raise CommandRejected("venue", f"{venue!r} is not known; allowed: {', '.join(VENUES)}")
+        if symbol:
+            wanted.setdefault(venue, set()).add(symbol)
+    for venue, symbols in wanted.items():
+        if settings().api_url(venue):
+            await _check_symbols(_symbols[venue], symbols)
+
+
+async def _check_symbols(listed: _KnownSymbols, symbols: set[str]) -> None:
+    if listed.is_stale() or not symbols <= listed.names:
         try:
-            await _symbols.refresh()
+            await listed.refresh()
         except (TimeoutError, ExchangeError, OSError):
             return  # the loader will say what the exchange says
-    if unknown := sorted(symbols - _symbols.names):
-        near = difflib.get_close_matches(unknown[0], sorted(_symbols.names), n=5)
-        some = f"did you mean {', '.join(near)}?" if near else f"for example: {', '.join(sorted(_symbols.names)[:5])}"
-        raise CommandRejected("symbol", f"{unknown[0]!r} is not traded on {VENUE}; {some}")
+    if unknown := sorted(symbols - listed.names):
+        near = difflib.get_close_matches(unknown[0], sorted(listed.names), n=5)
+        some = f"did you mean {', '.join(near)}?" if near else f"for example: {', '.join(sorted(listed.names)[:5])}"
+        raise CommandRejected("symbol", f"{unknown[0]!r} is not traded on {listed.venue}; {some}")
 
 
 def read_ledgers(from_store: Store) -> dict[str, Coverage]:
@@ -154,14 +175,14 @@ def read_ledgers(from_store: Store) -> dict[str, Coverage]:
     return {stream_name(d["venue"], d["symbol"], d["channel"]): coverage_of(d) for d in found}
 
 
-def read_coverage(from_store: Store, symbol: str, channel: str) -> Coverage:
+def read_coverage(from_store: Store, symbol: str, channel: str, venue: str = VENUE) -> Coverage:
     """The ledger of a stream as the store holds it; empty for an unknown stream."""
-    [document] = from_store.get("coverage", [coverage_key(symbol, channel)])
+    [document] = from_store.get("coverage", [coverage_key(symbol, channel, venue)])
     return Coverage() if document is None else coverage_of(document)
 
 
-def coverage_key(symbol: str, channel: str) -> str:
-    return stream_name(VENUE, symbol, channel).replace(":", ".")
+def coverage_key(symbol: str, channel: str, venue: str = VENUE) -> str:
+    return stream_name(venue, symbol, channel).replace(":", ".")
 
 
 def coverage_of(document: Document) -> Coverage:

@@ -14,7 +14,7 @@ import orjson
 
 from adapters.stores.base import Store
 from app.errors import UnknownRun
-from app.outside import VENUE, read_coverage
+from app.outside import read_coverage
 from models import spans
 from models.control import BUILDER, CONNECTOR, LOADER, TRAINER, Step, Workflow, graph_name
 from models.coverage import Coverage
@@ -32,7 +32,7 @@ def run_report(store: Store, queue_id: str) -> Json:
     `complete`: true when every asked moment of every stream is stored; `seconds` per step from its first event.
     """
     run = read_run(store, queue_id)
-    streams = [_stream(store, symbol, channel, asked) for symbol, channel, asked in streams_of(run)]
+    streams = [_stream(store, *stream) for stream in streams_of(run)]
     times = step_times(store, run)
     steps = [_step(step, times.get(step.task_id)) for step in run.steps]
     return {
@@ -109,14 +109,14 @@ def first_failed(steps: Iterable[Json]) -> str:
     return next((f"{step['target']} {step['type']}: {step['error']}" for step in steps if step["state"] == "error"), "")
 
 
-def streams_of(run: Workflow) -> list[tuple[str, str, list[Span]]]:
-    """(symbol, channel, asked spans) of what a run loads or stores, each stream once."""
-    asked: dict[tuple[str, str], list[Span]] = {}
+def streams_of(run: Workflow) -> list[tuple[str, str, str, list[Span]]]:
+    """(venue, symbol, channel, asked spans) of what a run loads or stores, each stream once."""
+    asked: dict[tuple[str, str, str], list[Span]] = {}
     for step in run.steps:
         if step.target in (LOADER, CONNECTOR) and step.range_ms:
-            key = (step.symbol, step.channel)
+            key = (step.venue, step.symbol, step.channel)
             asked[key] = spans.union(asked.get(key, []), [step.range_ms])
-    return [(symbol, channel, wanted) for (symbol, channel), wanted in asked.items()]
+    return [(*stream, wanted) for stream, wanted in asked.items()]
 
 
 def step_times(store: Store, run: Workflow) -> dict[str, tuple[float, float]]:
@@ -141,24 +141,25 @@ def _seconds_of_run(run: Workflow, times: dict[str, tuple[float, float]]) -> flo
 
 def _step(step: Step, times: tuple[float, float] | None) -> Json:
     shown: Json = {
-        "target": step.target, "type": step.type, "symbol": step.symbol, "state": step.state, "attempt": step.attempt,
+        "target": step.target, "type": step.type, "venue": step.venue, "symbol": step.symbol,
+        "state": step.state, "attempt": step.attempt,
         "records_written": step.records_written, "message": step.message, "error": step.error,
         "seconds": round(times[1] - times[0], 2) if times else None,
     }  # fmt: skip
     return shown
 
 
-def _stream(store: Store, symbol: str, channel: str, asked: list[Span]) -> Json:
+def _stream(store: Store, venue: str, symbol: str, channel: str, asked: list[Span]) -> Json:
     start, end = asked[0][0], asked[-1][1]
-    known = read_coverage(store, symbol, channel) if "coverage" in store.collections() else None
+    known = read_coverage(store, symbol, channel, venue) if "coverage" in store.collections() else None
     stored = spans.subtract(asked, spans.subtract(asked, known.stored)) if known else []
     collection = "trades" if channel == "trades" else f"candles_{interval_of(channel)}"
-    eq = {"venue": VENUE, "symbol": symbol}
+    eq = {"venue": venue, "symbol": symbol}
     there = collection in store.collections()
     rows = sum(store.count(collection, eq=eq, lo=lo, hi=hi) for lo, hi in asked) if there else 0
     holes = spans.subtract(asked, stored)
     shown: Json = {
-        "symbol": symbol, "channel": channel, "collection": collection, "rows": rows, "asked": asked,
+        "venue": venue, "symbol": symbol, "channel": channel, "collection": collection, "rows": rows, "asked": asked,
         "covered": spans.length(stored) / spans.length(asked), "complete": not holes, "holes": holes,
         "missing": spans.clip(known.missing, start, end) if known else [],
         "unrecoverable": spans.clip(known.unrecoverable, start, end) if known else [],

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,16 @@ SLICE_ROWS = 500_000
 WHOLE_UP_TO_MS = 3_600_000  # loads begin at full hours, so candles up to an hour are always seen whole
 
 
+class Market(NamedTuple):
+    """One symbol of one venue."""
+
+    venue: str
+    symbol: str
+
+    def __str__(self) -> str:
+        return self.symbol if self.venue == VENUE else f"{self.venue}:{self.symbol}"
+
+
 @dataclass
 class Check:
     """One comparison: what was compared, how much of it, and where it does not agree."""
@@ -82,11 +92,12 @@ def verify_run(store: Store, open_log: Callable[[], RecordReader], queue_id: str
     run = read_run(store, queue_id)
     with open_log() as log:
         checks: list[Check] = []
-        for symbol, channel, asked in streams_of(run):
-            stream = _Stream(store, log, symbol, channel, asked, limit)
-            checks += stream.checks(may_lack=_allows_missing(run, symbol, channel))
+        for venue, symbol, channel, asked in streams_of(run):
+            market = Market(venue, symbol)
+            stream = _Stream(store, log, market, channel, asked, limit)
+            checks += stream.checks(may_lack=_allows_missing(run, market, channel))
             if channel == "trades":
-                checks += _candles_from_trades(store, log, symbol, asked, limit)
+                checks += _candles_from_trades(store, log, market, asked, limit)
     checks += [_graph(store, run, step, limit) for step in run.steps if step.target == BUILDER]
     checks += [_artifact(step, limit) for step in run.steps if step.target == TRAINER]
     notes = [] if not run.live else [f"the run is {run.state}: what is under way shows as a difference"]
@@ -119,13 +130,13 @@ class _Stream:
     """Raw pages, batches, stored rows and ledger of one symbol's channel over the asked spans."""
 
     def __init__(
-        self, store: Store, log: RecordReader, symbol: str, channel: str, asked: list[Span], limit: int
+        self, store: Store, log: RecordReader, market: Market, channel: str, asked: list[Span], limit: int
     ) -> None:
-        self.store, self.log, self.symbol, self.channel = store, log, symbol, channel
+        self.store, self.log, self.market, self.channel = store, log, market, channel
         self.asked = asked
         self.key, self.time, _ = _shape(channel)
-        self.ledger = read_coverage(store, symbol, channel).within(asked[0][0], asked[-1][1])
-        subject = f"{symbol} {channel}"
+        self.ledger = read_coverage(store, market.symbol, channel, market.venue).within(asked[0][0], asked[-1][1])
+        subject = f"{market} {channel}"
         self.served = Check("pages = batches", subject, limit)
         self.stored = Check("batches = store", subject, limit)
         self.sound = Check("store has each row once, in step with the ledger", subject, limit)
@@ -133,14 +144,14 @@ class _Stream:
 
     def checks(self, *, may_lack: bool) -> list[Check]:
         """The four checks of a stream; `may_lack`: rows that were served but unreadable are told, not counted."""
-        pages = index(self.log, PAGES, self.symbol, self.channel)
-        batches = index(self.log, BATCHES, self.symbol, self.channel)
+        pages = index(self.log, PAGES, self.market, self.channel)
+        batches = index(self.log, BATCHES, self.market, self.channel)
         settled: list[Span] = []
         last: tuple[int, int] | None = None  # key and time of the row before this slice
         for part in self._slices():
-            raw = read(self.log, PAGES, self.symbol, self.channel, pages, part)
-            market = read(self.log, BATCHES, self.symbol, self.channel, batches, part)
-            stored, doubled, _ = once(stored_rows(self.store, self.symbol, self.channel, part), self.key)
+            raw = read(self.log, PAGES, self.market, self.channel, pages, part)
+            market = read(self.log, BATCHES, self.market, self.channel, batches, part)
+            stored, doubled, _ = once(stored_rows(self.store, self.market, self.channel, part), self.key)
             self.sound.differ(doubled, (f"{doubled} rows are stored twice",))
             self._compare(self.served, raw, market.rows, "the pages", "the batches")
             self._compare(self.stored, market, stored, "the batches", "the store")
@@ -154,7 +165,7 @@ class _Stream:
         collection = collection_of(self.channel)
         there = collection in self.store.collections()
         for start, end in self.asked:
-            eq = {"venue": VENUE, "symbol": self.symbol}
+            eq = {"venue": self.market.venue, "symbol": self.market.symbol}
             rows = self.store.count(collection, eq=eq, lo=start, hi=end) if there else 0
             pieces = rows // SLICE_ROWS + 1
             edges = [start + (end - start) * n // pieces for n in range(pieces + 1)]
@@ -218,7 +229,7 @@ class _Stream:
     def _expired(self, pages: list[Place]) -> int | None:
         """Where the oldest kept page begins, if older ones were removed by retention."""
         topic = PAGES.topic(self.channel)
-        partition = partition_of(stream_key(VENUE, self.symbol), self.log.topics()[topic])
+        partition = partition_of(stream_key(*self.market), self.log.topics()[topic])
         first = next(self.log.records(topic, partition), None)
         if first is None or first.offset == 0:
             return None
@@ -233,34 +244,34 @@ def _spans_differ(check: Check, found: list[Span], what: str) -> None:
 
 
 def _candles_from_trades(
-    store: Store, log: RecordReader, symbol: str, asked: list[Span], limit: int
+    store: Store, log: RecordReader, market: Market, asked: list[Span], limit: int
 ) -> Iterator[Check]:
     """Per interval that was made: equal to the exchange's candles where those were loaded, and to the store.
 
     Of an amended candle the best version counts. Partial ones are flagged as such, and equal nothing.
     """
     made: dict[str, list[Columns]] = {}
-    for record in _records(log, "market.candles", symbol):
+    for record in _records(log, "market.candles", market):
         batch = batch_head(record)
-        if batch.symbol == symbol and batch.source in MADE_OF_TRADES and batch.source != "partial":
+        if batch.symbol == market.symbol and batch.source in MADE_OF_TRADES and batch.source != "partial":
             columns = {**batch.arrays(), "version": versions_of(batch)}
             inside = inside_of(columns["ts"], asked)
             made.setdefault(batch.channel, []).append({name: column[inside] for name, column in columns.items()})
     for channel, parts in sorted(made.items()):
         rows, _, disagreeing = once(_best(parts), "ts")
-        subject, whole = f"{symbol} {channel}", (asked[0][0], asked[-1][1])
+        subject, whole = f"{market} {channel}", (asked[0][0], asked[-1][1])
         held = Check("candles from trades = store", subject, limit)
-        stored, _, _ = once(stored_rows(store, symbol, channel, whole, made_too=True), "ts")
+        stored, _, _ = once(stored_rows(store, market, channel, whole, made_too=True), "ts")
         _compare_made(held, rows, stored, "the store")
         unknown = np.setdiff1d(rows["ts"], stored["ts"]).tolist()
         held.differ(len(unknown), (f"{instant_text(ts)}: made of trades, not in the store" for ts in unknown))
         held.differ(len(disagreeing), (f"{instant_text(ts)}: made twice with other values" for ts in disagreeing))
         yield held
-        if pages := index(log, PAGES, symbol, channel):
+        if pages := index(log, PAGES, market, channel):
             equal = Check("candles from trades = the exchange's", subject, limit)
-            theirs = read(log, PAGES, symbol, channel, pages, whole).rows
+            theirs = read(log, PAGES, market, channel, pages, whole).rows
             _compare_made(equal, rows, theirs, "the exchange's")
-            covered = spans.subtract(asked, read_coverage(store, symbol, "trades").gaps(*whole))
+            covered = spans.subtract(asked, read_coverage(store, market.symbol, "trades", market.venue).gaps(*whole))
             _check_none_lacks(equal, rows, theirs, channel, covered)
             yield equal
 
@@ -271,6 +282,9 @@ def _compare_made(check: Check, made: Columns, other: Columns, name: str) -> Non
     ours, theirs = (
         {column: values[np.isin(side["ts"], both)] for column, values in side.items()} for side in (made, other)
     )
+    for column, values in theirs.items():  # what a venue does not say of its candles is not compared
+        unsaid = values == -1 if column == "trades" else np.isnan(values) if values.dtype.kind == "f" else None
+        ours[column] = ours[column] if unsaid is None else np.where(unsaid, values, ours[column])
     found = compare(ours, theirs, "ts", "the candles from trades", name)
     check.compared += found.compared
     check.differ(found.count, found.sentences)
@@ -282,7 +296,7 @@ def _check_none_lacks(check: Check, made: Columns, theirs: Columns, channel: str
     if step > WHOLE_UP_TO_MS:
         check.notes.append("longer than an hour: one that a load begins in the middle of is not made")
         return
-    traded = theirs["ts"][theirs["trades"] > 0]
+    traded = theirs["ts"][theirs["volume"] > 0]
     if not len(traded):
         return
     held = inside_of(theirs["ts"], covered) & inside_of(theirs["ts"] + step - 1, covered)
@@ -315,7 +329,8 @@ def _graph(store: Store, run: Workflow, step: Step, limit: int) -> Check:
         if rows != document[what]:
             check.differ(1, (f"{rows} {what} are stored, the document says {document[what]}",))
     if maker == run.queue_id and step.range_ms:
-        stored = stored_rows(store, step.symbol, f"candles_{step.interval}", step.range_ms, made_too=True)
+        market = Market(step.venue, step.symbol)
+        stored = stored_rows(store, market, f"candles_{step.interval}", step.range_ms, made_too=True)
         closed = {column: values[stored["closed"]] for column, values in stored.items()}
         if data_hash(closed, graph.spec, step.symbol) != graph.data_hash:
             check.differ(1, ("it was made of other candles than those that are stored now",))
@@ -348,14 +363,14 @@ def _best(parts: list[Columns]) -> Columns:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def stored_rows(store: Store, symbol: str, channel: str, part: Span, *, made_too: bool = False) -> Columns:
+def stored_rows(store: Store, market: Market, channel: str, part: Span, *, made_too: bool = False) -> Columns:
     """The store's rows of [start, end), sorted by key, repeats kept; `made_too`: candles from trades as well."""
     key, _, types = _shape(channel)
     collection = collection_of(channel)
     if collection not in store.collections():
         return empty_columns(channel)
     names = [*types] if channel == "trades" or made_too else [*types, "source"]
-    eq = {"venue": VENUE, "symbol": symbol}
+    eq = {"venue": market.venue, "symbol": market.symbol}
     parts = []
     for batch in store.scan(collection, eq=eq, lo=part[0], hi=part[1], columns=names):
         kept = batch
@@ -401,7 +416,7 @@ def page_contents(record: Record) -> tuple[Columns, list[Span]]:
     """A raw page, parsed again: its rows and what it settles."""
     info = page_head(record)
     try:
-        parsed = parser().parse(info, record.value or b"")
+        parsed = parser(info.venue).parse(info, record.value or b"")
     except ExchangeError:
         return empty_columns(info.channel), []
     return parsed.columns, spans.subtract([info.covers], [*parsed.missing, *parsed.unrecoverable])
@@ -436,23 +451,23 @@ class Slice:
     settled: list[Span]  # what the pages cover and could be read
 
 
-def index(log: RecordReader, source: Source, symbol: str, channel: str) -> list[Place]:
+def index(log: RecordReader, source: Source, market: Market, channel: str) -> list[Place]:
     """Where a topic speaks of a stream: offset and span of each record that has one."""
     found = []
-    for record in _records(log, source.topic(channel), symbol):
+    for record in _records(log, source.topic(channel), market):
         head = source.head(record)
-        if (head.symbol, head.channel) == (symbol, channel) and head.covers:
+        if (head.symbol, head.channel) == (market.symbol, channel) and head.covers:
             found.append(Place(record.offset, head.covers))
     return found
 
 
-def read(log: RecordReader, source: Source, symbol: str, channel: str, places: list[Place], part: Span) -> Slice:
+def read(log: RecordReader, source: Source, market: Market, channel: str, places: list[Place], part: Span) -> Slice:
     """The rows of a slice as a topic carries them. A page's last millisecond may lie behind what it covers."""
     key, time, types = _shape(channel)
     near = {p.offset for p in places if p.covers[0] < part[1] and p.covers[1] >= part[0]}
     parts: list[Columns] = []
     settled: list[Span] = []
-    for record in records_at(log, source.topic(channel), symbol, near):
+    for record in records_at(log, source.topic(channel), market, near):
         columns, settles = source.contents(record)
         inside = (columns[time] >= part[0]) & (columns[time] < part[1])
         parts.append({name: columns[name] if inside.all() else columns[name][inside] for name in types})
@@ -461,20 +476,20 @@ def read(log: RecordReader, source: Source, symbol: str, channel: str, places: l
     return Slice(rows, disagreeing, spans.union(settled))
 
 
-def records_at(log: RecordReader, topic: str, symbol: str, offsets: set[int]) -> Iterator[Record]:
+def records_at(log: RecordReader, topic: str, market: Market, offsets: set[int]) -> Iterator[Record]:
     """The records of a symbol's partition at these offsets, in order."""
     if not offsets:
         return
     last = max(offsets)
-    for record in _records(log, topic, symbol, min(offsets)):
+    for record in _records(log, topic, market, min(offsets)):
         if record.offset in offsets:
             yield record
         if record.offset >= last:
             return
 
 
-def _records(log: RecordReader, topic: str, symbol: str, start: int | None = None) -> Iterator[Record]:
-    key = stream_key(VENUE, symbol)
+def _records(log: RecordReader, topic: str, market: Market, start: int | None = None) -> Iterator[Record]:
+    key = stream_key(*market)
     partition = partition_of(key, log.topics()[topic])
     return (record for record in log.records(topic, partition, start) if record.key == key)
 
@@ -487,7 +502,7 @@ def _span(span: Span) -> str:
     return f"{instant_text(span[0])} .. {instant_text(span[1])}"
 
 
-def _allows_missing(run: Workflow, symbol: str, channel: str) -> bool:
-    return any(
-        step.params.get("allow_missing") for step in run.steps if step.symbol == symbol and step.channel == channel
-    )
+def _allows_missing(run: Workflow, market: Market, channel: str) -> bool:
+    stream = (*market, channel)
+    same = (step for step in run.steps if (step.venue, step.symbol, step.channel) == stream)
+    return any(step.params.get("allow_missing") for step in same)

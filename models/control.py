@@ -49,9 +49,10 @@ TYPES: dict[str, tuple[str, ...]] = {
 MODEL_TYPES = ("SAGE", "GATv2")
 LABELS = ("dir", "vol_regime")
 DEFAULT_INTERVAL = "5m"
+DEFAULT_VENUE = "binance"  # whoever says none means it
 HEAL_BACKOFF_S = 1.0  # before the first restart of a step; doubles with each
 
-_SYMBOL = re.compile(r"[A-Z0-9]{2,20}")
+SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9_-]{1,29}")  # BTCUSDT, BTC-USDT, BTCUSDT_251226
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 MAX_STEPS = 200
 # Collections that are not a graph's; a graph is dropped and written anew, so it may never be called so.
@@ -66,6 +67,7 @@ class Command(msgspec.Struct, kw_only=True):
     command: str
     queue_id: str = ""
     target: str = ""
+    venue: str = ""
     symbol: str = ""
     symbols: list[str] = []
     type: str = ""
@@ -94,6 +96,7 @@ class Step(msgspec.Struct, kw_only=True):
     task_id: str
     target: str
     type: str
+    venue: str = DEFAULT_VENUE
     symbol: str = ""
     interval: str = ""
     range_ms: Span | None = None
@@ -109,6 +112,11 @@ class Step(msgspec.Struct, kw_only=True):
     extra: Json = {}
     updated_at: float = 0.0  # when it was launched or last heard of
     heals: int = 0  # times it was started again from its checkpoint
+
+    @property
+    def market(self) -> str:
+        """The symbol, and its venue where that is not the default one: part of a name."""
+        return self.symbol if self.venue == DEFAULT_VENUE else f"{self.venue}_{self.symbol}"
 
     @property
     def channel(self) -> str:
@@ -281,13 +289,14 @@ def _steps_of(request: Command, where: str, now_s: float) -> list[Step]:
     _one_of(f"{where}target", request.target, tuple(TYPES))
     _one_of(f"{where}type", request.type, TYPES[request.target])
     symbols = request.symbols or ([request.symbol] if request.symbol else [])
+    venue = request.venue or DEFAULT_VENUE
     if request.target == DUMMY:
         _check_dummy(request.payload, f"{where}payload.")
         return [Step(task_id="", target=DUMMY, type=request.type, params=dict(request.payload))]
     if not symbols:
         raise CommandRejected(f"{where}symbol", "say which, e.g. BTCUSDT")
     for symbol in symbols:
-        if not _SYMBOL.fullmatch(symbol):
+        if not SYMBOL.fullmatch(symbol):
             raise CommandRejected(f"{where}symbol", f"{symbol!r} is not a symbol; symbols are upper case, e.g. BTCUSDT")
     interval = request.interval
     if request.type.startswith(("api_candles_", "ws_candles_")):
@@ -298,7 +307,7 @@ def _steps_of(request: Command, where: str, now_s: float) -> list[Step]:
     if interval:
         _one_of(f"{where}interval", interval, tuple(INTERVAL_MS))
     if request.target == STREAMER:
-        return [Step(task_id="", target=STREAMER, type=request.type, symbol=symbol, interval=interval)
+        return [Step(task_id="", target=STREAMER, type=request.type, venue=venue, symbol=symbol, interval=interval)
                 for symbol in symbols]  # fmt: skip
     if not request.time_range:
         raise CommandRejected(f"{where}time_range", "say which, e.g. 2025-08-20:2025-09-19 (UTC, end exclusive)")
@@ -306,8 +315,8 @@ def _steps_of(request: Command, where: str, now_s: float) -> list[Step]:
     params = _params(request, where)
     _check_collections(request, interval or DEFAULT_INTERVAL, where)
     return [
-        Step(task_id="", target=request.target, type=request.type, symbol=symbol, interval=interval, range_ms=span,
-             params=params)
+        Step(task_id="", target=request.target, type=request.type, venue=venue, symbol=symbol, interval=interval,
+             range_ms=span, params=params)
         for symbol in symbols
     ]  # fmt: skip
 
@@ -355,7 +364,7 @@ _ORDER = {STREAMER: 0, LOADER: 0, CONNECTOR: 1, BUILDER: 2, TRAINER: 3, DUMMY: 4
 
 def _needs(step: Step, other: Step) -> bool:
     """Order follows from what a step needs: load -> persist -> graph -> train, per stream, then per symbol."""
-    if step.target == DUMMY or other.symbol != step.symbol:
+    if step.target == DUMMY or (other.venue, other.symbol) != (step.venue, step.symbol):
         return False
     if step.target == CONNECTOR:
         return other.target == LOADER and other.type == step.type
@@ -548,7 +557,7 @@ def graph_name(step: Step) -> str:
     if said:
         return str(said)
     days = "_".join(datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y%m%dt%H%M") for ms in step.range_ms or ())
-    return f"graph_{step.symbol}_{step.interval}_{days.replace('t0000', '')}".lower()
+    return f"graph_{step.market}_{step.interval}_{days.replace('t0000', '')}".lower()
 
 
 def _iso(seconds: float) -> str:

@@ -1,79 +1,29 @@
-"""Binance spot history over REST: /api/v3/{klines,aggTrades} --> Page --> columns.
-
-Promise: the pages of `history` cover exactly the asked range, without a gap between them, and no row is lost
-between two pages. Trades go on by id, never by time (more trades can share a millisecond than a page holds);
-an empty or short page is never the end, only an id or a time reached is. What the exchange lacks is asked for
-again, then said: it is `unrecoverable`, never filled. Outages are waited out for ever, limits are kept.
-
-How a lack is known:
-- Trades: spot ids are contiguous, so a jump is a loss: from the trade before it to the one behind it, both included.
-  A silence at an edge of the range (no trade at all) proves nothing by ids; the exchange's own 1m candles are the
-  witness: minutes whose candle counts 0 trades are silent, the others are lacking. A silence without one whole
-  minute in it needs no witness.
-- Candles: an open time of the grid without a row.
+"""Binance's markets: GET {/api/v3 | /fapi/v1}/{klines,aggTrades,historicalTrades,depth} --> Page, frames --> columns.
 
 One instance keeps one address' request weight: the limits come from exchangeInfo, what is used from the headers.
+How pages join up to a range is common to all exchanges (`adapters/exchanges/history.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import itertools
-import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import aiohttp
 import msgspec
 
 from adapters.exchanges import binance_frames
-from adapters.exchanges.base import Exchange, Page, Parsed, ParsedFrames
-from adapters.exchanges.binance_requests import Patience, Requests
-from adapters.exchanges.binance_rows import (
-    CANDLE_FIELDS,
-    Read,
-    defects,
-    first_at_or_after,
-    grid_holes,
-    parse_candles,
-    parse_trades,
-    reached,
-    read_fills,
-    read_klines,
-    read_trades,
-)
-from app.errors import ExchangeError, ExchangeRefused
-from models.market import INTERVAL_MS, TRADE_CHANNELS, Frame, PageInfo, Span, interval_of
+from adapters.exchanges.base import ParsedFrames
+from adapters.exchanges.binance_requests import SPOT, UM, BinanceRequests
+from adapters.exchanges.binance_rows import read_fills, read_klines, read_trades
+from adapters.exchanges.history import Answer, RestExchange
+from adapters.exchanges.requests import Api, Patience
+from adapters.exchanges.rows import Read
+from app.errors import ExchangeRefused
+from models.market import Frame, Span
 from models.ordering import Mark
-from models.spans import clip, subtract, union
 
-MINUTE_MS = 60_000
-PAGE_ROWS = 1000  # the most a page of klines or aggTrades holds
 SNAPSHOT_LEVELS = 1000  # a side: weight 50; all 5,000 cost 250, and the best 20 never come from there
-_RECENT_MS = 60_000  # rows this young may still be on their way into the exchange's database
-_SETTLING_S = 5.0  # between questions about them
-_LOOKS = 2  # how often an empty or torn answer is asked for
-
-_Answer = tuple[bytes, Read]
-
-
-def _klines(body: bytes) -> _Answer:
-    return body, read_klines(body)
-
-
-def _trades(body: bytes) -> _Answer:
-    return body, read_trades(body)
-
-
-def _fills(body: bytes) -> _Answer:
-    return body, read_fills(body)
-
-
-def _snapshot(body: bytes) -> tuple[int, bytes]:
-    return _book.decode(body).last_update_id, body
 
 
 class _Book(msgspec.Struct):
@@ -85,10 +35,14 @@ class _Book(msgspec.Struct):
 _book = msgspec.json.Decoder(_Book)
 
 
-class BinanceSpot(Exchange):
+class BinanceSpot(RestExchange):
     """`Exchange` for Binance spot; `on_wait(seconds, why)` hears of every wait before it begins."""
 
     venue = "binance"
+    channels: ClassVar[tuple[str, ...]] = ("trades", "fills")
+    live_channels: ClassVar[tuple[str, ...]] = ("trades", "fills", "book", "ticker")
+    page_rows: ClassVar[int] = 1000
+    api: ClassVar[Api] = SPOT
 
     def __init__(
         self,
@@ -98,9 +52,8 @@ class BinanceSpot(Exchange):
         session: aiohttp.ClientSession | None = None,
         patience: Patience | None = None,
     ) -> None:
-        self._patience = patience or Patience()
-        self._requests = Requests(base_url, on_wait, session, self._patience)
-        self._clock = self._requests.clock
+        super().__init__(patience)
+        self._requests: BinanceRequests = BinanceRequests(self.api, base_url, on_wait, session, self._patience)
 
     async def symbols(self) -> Sequence[str]:
         return await self._requests.trading_symbols()
@@ -108,71 +61,33 @@ class BinanceSpot(Exchange):
     async def server_time_ms(self) -> int:
         return await self._requests.server_time_ms()
 
-    async def history(
-        self, channel: str, symbol: str, start_ms: int, end_ms: int, cursor: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Page]:
-        """Pages as `Exchange.history` promises; waits until the exchange's clock has passed `end_ms`.
-
-        Raises ExchangeRefused for an unknown symbol or channel. A page's `covers` may be empty: a page of trades
-        that all share one millisecond settles nothing yet.
-        """
-        if channel != "trades" and interval_of(channel) not in INTERVAL_MS:
-            raise ExchangeRefused(f"{self.venue} has no channel {channel!r}; it has trades and candles_<interval>")
-        at = _Position(start_ms)
-        if cursor:
-            at = _Position(int(cursor["covered_to"]), cursor.get("from_id"))
-        if at.covered_to >= end_ms:
-            return
+    async def prepare(self, symbol: str) -> None:
         await self._requests.prepare(symbol)
-        await self._requests.until(end_ms + self._patience.settle_ms)
-        if channel == "trades":
-            pages = self._trade_pages(symbol, at, end_ms)
-        else:
-            pages = self._candle_pages(symbol, interval_of(channel), at.covered_to, end_ms)
-        async with contextlib.aclosing(pages):
-            async for page in pages:
-                yield page
 
-    async def page_from(self, channel: str, symbol: str, from_id: int, covered_to_ms: int) -> Page:
-        await self._requests.prepare(symbol)
-        if channel in TRADE_CHANNELS:
-            return await self._trade_page_from(channel, symbol, from_id, covered_to_ms)
-        return await self._candle_page_from(symbol, interval_of(channel), from_id)
+    async def ask_candles(self, symbol: str, interval: str, span: Span) -> Answer:
+        times = {"startTime": span[0], "endTime": span[1] - 1}
+        query = {"symbol": symbol, "interval": interval, **times, "limit": self.page_rows}
+        return await self._requests.get("klines", query, _klines)
 
-    async def _trade_page_from(self, channel: str, symbol: str, from_id: int, covered_to_ms: int) -> Page:
+    async def ask_trades_from(self, channel: str, symbol: str, from_id: int) -> Answer:
         endpoint, reader = ("aggTrades", _trades) if channel == "trades" else ("historicalTrades", _fills)
-        query = {"symbol": symbol, "fromId": from_id, "limit": PAGE_ROWS}
+        query = {"symbol": symbol, "fromId": from_id, "limit": self.page_rows}
         body, read = await self._requests.get(endpoint, query, reader)
-        read = read.since(from_id)
-        ids, ts = read.columns["id"], read.columns["ts_ms"]
-        last_ms = max(covered_to_ms, int(ts[-1])) if len(read) else covered_to_ms
-        return Page(
-            body=body, ts_receipt_ms=_now_ms(), rows=len(read), covers=(covered_to_ms, last_ms), cursor={},
-            first_id=int(ids[0]) if len(read) else None, last_id=int(ids[-1]) if len(read) else None,
-            more=read.rows >= PAGE_ROWS,
-        )  # fmt: skip
+        return body, read.since(from_id)
 
-    async def _candle_page_from(self, symbol: str, interval: str, from_id: int) -> Page:
-        step = INTERVAL_MS[interval]
-        start_ms, now_ms = from_id * step, await self._requests.server_time_ms()
-        query = {"symbol": symbol, "interval": interval, "startTime": start_ms, "limit": PAGE_ROWS}
-        end_ms = max(now_ms - now_ms % step, start_ms)  # what opens here or later still runs
-        body, read = await self._requests.get("klines", {**query, "endTime": max(end_ms - 1, start_ms)}, _klines)
-        opens = read.columns["ts"]
-        opens = opens[(opens >= start_ms) & (opens < end_ms)]
-        ids = opens // step
-        return Page(
-            body=body, ts_receipt_ms=_now_ms(), rows=len(opens), cursor={},
-            covers=(start_ms, int(opens[-1]) + step if len(opens) else start_ms),
-            first_id=int(ids[0]) if len(ids) else None, last_id=int(ids[-1]) if len(ids) else None,
-            more=read.rows >= PAGE_ROWS,
-        )  # fmt: skip
+    async def ask_trades_at(self, symbol: str, start_ms: int, end_ms: int) -> Answer:
+        query = {"symbol": symbol, "startTime": start_ms, "limit": self.page_rows}
+        return await self._requests.get("aggTrades", query, _trades)
 
     async def book_snapshot(self, symbol: str) -> tuple[int, bytes]:
-        await self._requests.prepare(symbol)
+        await self.prepare(symbol)
         return await self._requests.get("depth", {"symbol": symbol, "limit": SNAPSHOT_LEVELS}, _snapshot)
 
+    def read(self, channel: str, body: bytes) -> Read:
+        return _READERS.get(channel, read_klines)(body)
+
     def stream_name(self, channel: str, symbol: str) -> str:
+        self.check_channel(channel, self.live_channels)
         return binance_frames.stream_name(channel, symbol)
 
     def mark(self, channel: str, frame: bytes) -> Mark | None:
@@ -181,218 +96,38 @@ class BinanceSpot(Exchange):
     def parse_frames(self, channel: str, frames: Sequence[Frame]) -> ParsedFrames:
         return binance_frames.parse_frames(channel, frames)
 
-    def parse(self, info: PageInfo, body: bytes) -> Parsed:
-        if info.channel in TRADE_CHANNELS:
-            return parse_trades(info, body)
-        return parse_candles(info, body, INTERVAL_MS[interval_of(info.channel)])
 
-    async def close(self) -> None:
-        await self._requests.close()
+class BinanceUm(BinanceSpot):
+    """Binance's USD-M futures. Trades are aggregates only, and of them the exchange answers the last 48 hours."""
 
-    # -- candles -------------------------------------------------------------------------------------------
+    venue = "binance_um"
+    channels: ClassVar[tuple[str, ...]] = ("trades",)  # single ones need a key
+    live_channels: ClassVar[tuple[str, ...]] = ("trades", "book", "ticker")
+    api: ClassVar[Api] = UM
+    _listed: frozenset[str] = frozenset()
 
-    async def _candle_pages(self, symbol: str, interval: str, start_ms: int, end_ms: int) -> AsyncGenerator[Page, None]:
-        step = INTERVAL_MS[interval]
-        while start_ms < end_ms:
-            window_end_ms = min(start_ms - start_ms % step + PAGE_ROWS * step, end_ms)
-            span = (start_ms, window_end_ms)
-            body, read = await self._candle_window(symbol, interval, span)
-            reached_ms = reached(read, span, step)
-            yield Page(
-                body=body, ts_receipt_ms=_now_ms(), rows=read.rows, covers=(start_ms, reached_ms),
-                cursor={"covered_to": reached_ms},
-            )  # fmt: skip
-            start_ms = reached_ms
-
-    async def _candle_window(self, symbol: str, interval: str, span: Span) -> _Answer:
-        """The fullest of the answers; asked again when rows are missing between others, or all of them."""
-        step, best = INTERVAL_MS[interval], (b"[]", Read.nothing(CANDLE_FIELDS))
-        times = {"startTime": span[0], "endTime": span[1] - 1}
-        for look in itertools.count(1):
-            answer = await self._requests.get(
-                "klines",
-                {"symbol": symbol, "interval": interval, **times, "limit": PAGE_ROWS},
-                _klines,
-            )
-            if answer[1].rows >= best[1].rows:
-                best = answer
-            reached_ms = reached(best[1], span, step)
-            holes = grid_holes(best[1].columns["ts"], (span[0], reached_ms), step)
-            late = self._is_recent(span[1]) and (reached_ms < span[1] or bool(holes))
-            if (best[1].rows and not holes and not late) or (look >= _LOOKS and not late):
-                break
-            await asyncio.sleep(_SETTLING_S if late and look >= _LOOKS else self._patience.again_s)
-        return best
-
-    # -- trades --------------------------------------------------------------------------------------------
-
-    async def _trade_pages(self, symbol: str, at: _Position, end_ms: int) -> AsyncGenerator[Page, None]:
-        """By time to the first trade, then by id, several pages in flight; delivered in order."""
-        ahead = _Ahead(lambda from_id: self._trades_from(symbol, from_id), self._patience.in_flight)
-        try:
-            while at.covered_to < end_ms:
-                lacking: tuple[Span, ...] = ()
-                if at.from_id is None:
-                    body, read, lacking = await self._first_trades(symbol, (at.covered_to, end_ms))
-                else:
-                    body, read = await self._next_trades(symbol, ahead, at.from_id)
-                    if not read.rows:
-                        body, read, lacking = await self._behind_the_last(symbol, at, end_ms)
-                page, at = _trade_page(body, read, lacking, at, end_ms)
-                yield page
-        finally:
-            await ahead.drop()
-
-    async def _next_trades(self, symbol: str, ahead: _Ahead, from_id: int) -> _Answer:
-        """The page at `from_id`; a jump or nothing at all is asked for once more."""
-        body, read = await ahead.take(from_id)
-        if len(read) and not defects(read, from_id).jumps:
-            return body, read
-        await ahead.drop()
-        if read.rejected and not len(read):
-            return body, read
-        await asyncio.sleep(self._patience.again_s)
-        again = await self._trades_from(symbol, from_id)
-        return again if len(again[1]) >= len(read) else (body, read)
-
-    async def _first_trades(self, symbol: str, span: Span) -> tuple[bytes, Read, tuple[Span, ...]]:
-        body, read = await self._trades_at(symbol, *span)
-        first_ms = first_at_or_after(read, span[0])
-        silence = (span[0], span[1] if first_ms is None else min(first_ms, span[1]))
-        lacking, traded_ms = await self._unproven(symbol, silence)
-        if first_ms is None and traded_ms is not None and traded_ms > span[0]:
-            body, read = await self._trades_at(
-                symbol, traded_ms, span[1]
-            )  # it answers [] for times before the first trade
-            first_ms = first_at_or_after(read, span[0])
-            lacking = tuple(clip(lacking, span[0], span[1] if first_ms is None else first_ms))
-        return body, read, lacking
-
-    async def _behind_the_last(self, symbol: str, at: _Position, end_ms: int) -> tuple[bytes, Read, tuple[Span, ...]]:
-        """No id behind the last one: go on by time, over what the exchange lacks, or end the range here."""
-        body, read = await self._trades_at(symbol, at.covered_to + 1, end_ms)
-        if len(read) and at.from_id is not None:
-            by_id = await self._trades_from(symbol, at.from_id)  # there is more: was it only late?
-            return (*by_id, ()) if len(by_id[1]) else (body, read, ())
-        lacking, _ = await self._unproven(symbol, (at.covered_to, end_ms))
-        return body, read, lacking
-
-    async def _trades_at(self, symbol: str, start_ms: int, end_ms: int) -> _Answer:
-        """The oldest trades since `start_ms`; none is believed when it was said again, and `end_ms` is not recent."""
-        query = {"symbol": symbol, "startTime": start_ms, "limit": PAGE_ROWS}
-        for look in itertools.count(1):
-            body, read = await self._requests.get("aggTrades", query, _trades)
-            if len(read) or (look >= _LOOKS and not self._is_recent(end_ms)):
-                break
-            if look < _LOOKS:
-                await asyncio.sleep(self._patience.again_s)
-            else:
-                await self._requests.wait(_SETTLING_S, "the newest trades may still be on their way into the database")
-        if read.rejected and not len(read):
-            raise ExchangeError(f"none of {read.rows} trades of {symbol} can be read; has the format changed?")
-        return body, read
-
-    async def _trades_from(self, symbol: str, from_id: int) -> _Answer:
-        query = {"symbol": symbol, "fromId": from_id, "limit": PAGE_ROWS}
-        body, read = await self._requests.get("aggTrades", query, _trades)
-        return body, read.since(from_id)
-
-    async def _unproven(self, symbol: str, silence: Span) -> tuple[tuple[Span, ...], int | None]:
-        """What of a silence the 1m candles do not confirm, and the first minute that they say had trades."""
-        first_ms = -(-silence[0] // MINUTE_MS) * MINUTE_MS
-        last_ms = silence[1] // MINUTE_MS * MINUTE_MS
-        if last_ms <= first_ms:
-            return (), None
-        silent: list[Span] = []
-        traded_ms: int | None = None
-        async with contextlib.aclosing(self._candle_pages(symbol, "1m", first_ms, last_ms)) as pages:
-            async for page in pages:
-                columns = read_klines(page.body).columns
-                opens, traded = columns["ts"], columns["trades"] > 0
-                silent = union(silent, ((int(ts), int(ts) + MINUTE_MS) for ts in opens[~traded]))
-                if traded_ms is None and traded.any():
-                    traded_ms = int(opens[traded][0])
-        lacking = [
-            (silence[0] if start == first_ms else start, silence[1] if end == last_ms else end)
-            for start, end in subtract([(first_ms, last_ms)], silent)
-        ]
-        return tuple(lacking), traded_ms
-
-    def _is_recent(self, ts_ms: int) -> bool:
-        return self._clock.now_ms() - ts_ms < _RECENT_MS
+    async def prepare(self, symbol: str) -> None:
+        """The futures' exchangeInfo takes no symbol: it lists them all."""
+        if symbol not in self._listed:
+            self._listed = frozenset(await self.symbols())
+        if symbol not in self._listed:
+            raise ExchangeRefused(f"{self.venue} does not trade {symbol!r}")
 
 
-class _Ahead:
-    """Trade pages asked for before they are wanted: full pages of contiguous ids start `PAGE_ROWS` apart.
-
-    It begins with one page and asks for one more with each that fits, so a torn stretch wastes no weight.
-    """
-
-    def __init__(self, ask: Callable[[int], Any], most: int) -> None:
-        self._ask, self._most, self._depth = ask, most, 1
-        self._tasks: deque[tuple[int, asyncio.Task[_Answer]]] = deque()
-
-    async def take(self, from_id: int) -> _Answer:
-        if self._tasks and self._tasks[0][0] != from_id:
-            await self.drop()
-        self._fill(from_id)
-        answer = await self._tasks.popleft()[1]
-        if len(answer[1]) == PAGE_ROWS:
-            self._depth = min(self._depth + 1, self._most)
-            self._fill(from_id + PAGE_ROWS)
-        return answer
-
-    def _fill(self, from_id: int) -> None:
-        next_id = self._tasks[-1][0] + PAGE_ROWS if self._tasks else from_id
-        while len(self._tasks) < self._depth:
-            self._tasks.append((next_id, asyncio.ensure_future(self._ask(next_id))))
-            next_id += PAGE_ROWS
-
-    async def drop(self) -> None:
-        tasks = [task for _, task in self._tasks]
-        self._tasks.clear()
-        self._depth = 1
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+_READERS = {"trades": read_trades, "fills": read_fills}
 
 
-@dataclass(frozen=True)
-class _Position:
-    """Everything before `covered_to` is settled; the next trade to ask for is `from_id`."""
-
-    covered_to: int
-    from_id: int | None = None
+def _klines(body: bytes) -> Answer:
+    return body, read_klines(body)
 
 
-def _trade_page(
-    body: bytes, read: Read, lacking: tuple[Span, ...], at: _Position, end_ms: int
-) -> tuple[Page, _Position]:
-    """The page and where to go on.
-
-    A page of trades settles everything before its last millisecond, which may go on in the next page. Where a
-    defect reaches into that millisecond it settles that one too, so that the defect's span is this page's alone.
-    """
-    ids, ts = read.columns["id"], read.columns["ts_ms"]
-    last_id: int | None = None
-    if len(read):
-        last_id, last_ms = int(ids[-1]), int(ts[-1])
-        reached_ms = last_ms + defects(read, at.from_id).touch(last_ms)
-        reached_ms = end_ms if last_ms >= end_ms else max(reached_ms, at.covered_to)
-        behind = _Position(reached_ms, last_id + 1)
-    elif read.rejected and at.from_id is not None:
-        last_id = at.from_id + len(read.rejected) - 1
-        behind = _Position(at.covered_to, last_id + 1)
-    else:
-        behind = _Position(end_ms, at.from_id)
-    page = Page(
-        body=body, ts_receipt_ms=_now_ms(), rows=read.rows,
-        covers=(at.covered_to, behind.covered_to), first_id=at.from_id, last_id=last_id,
-        cursor={"covered_to": behind.covered_to, "from_id": behind.from_id},
-        unrecoverable=tuple(clip(lacking, at.covered_to, behind.covered_to)),
-    )  # fmt: skip
-    return page, behind
+def _trades(body: bytes) -> Answer:
+    return body, read_trades(body)
 
 
-def _now_ms() -> int:
-    return int(time.time() * 1000)
+def _fills(body: bytes) -> Answer:
+    return body, read_fills(body)
+
+
+def _snapshot(body: bytes) -> tuple[int, bytes]:
+    return _book.decode(body).last_update_id, body

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
-from adapters.exchanges.binance_rows import milliseconds
+from adapters.exchanges.rows import milliseconds
 from app.errors import ExchangeError
 from models.market import Level
 from models.order_book import Diff, Snapshot

@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from adapters.exchanges.base import ParsedFrames, RejectedFrame
-from adapters.exchanges.binance_rows import AggTrade, candle_columns, milliseconds, trade_columns
+from adapters.exchanges.base import ParsedFrames
+from adapters.exchanges.binance_rows import AggTrade
+from adapters.exchanges.frames import parse
+from adapters.exchanges.rows import milliseconds
 from adapters.exchanges.streams import Notice
-from app.errors import ExchangeError
-from models.market import INTERVAL_MS, TRADE_CHANNELS, Array, Frame, empty_columns, interval_of
+from models.market import INTERVAL_MS, TRADE_CHANNELS, Frame, interval_of
 from models.ordering import Mark
 
 LARGEST_ID = (
     2**53
 )  # a number above it cannot be one in a sequence: other readers of JSON would have lost its last digits
 _STREAMS = {"trades": "aggTrade", "fills": "trade", "book": "depth@100ms", "ticker": "bookTicker"}
+_BOOK_STREAMS = ("depth", "bookTicker")
+UM_PATHS = ("/public/stream", "/market/stream")
 _PREFIX = b'{"stream":"'
 _SHUTDOWN = "serverShutdown"
 
@@ -140,12 +142,16 @@ _control = msgspec.json.Decoder(_Control)
 
 
 class BinanceWire:
-    """`streams.Wire` for Binance: combined streams, subscribed by message."""
+    """`streams.Wire` for Binance: combined streams, subscribed by message. Futures have two paths."""
 
-    path = "/stream"
+    ping = ""  # the exchange pings, with frames that are answered below us
 
-    def __init__(self, venue: str = "binance") -> None:
-        self.venue = venue
+    def __init__(self, venue: str = "binance", paths: tuple[str, str] = ("/stream", "/stream")) -> None:
+        """`paths`: of the books and best prices, of everything else."""
+        self.venue, self._paths = venue, paths
+
+    def path_of(self, name: str) -> str:
+        return self._paths[not name.partition("@")[2].startswith(_BOOK_STREAMS)]
 
     def subscribe(self, names: Sequence[str], number: int) -> str:
         return _request("SUBSCRIBE", names, number)
@@ -210,41 +216,13 @@ def _mark(channel: str, said: Any) -> Mark:
 
 def parse_frames(channel: str, frames: Sequence[Frame]) -> ParsedFrames:
     """Frames of trades, fills or candles as columns in order, each key once; of candles only the closed ones."""
-    if not frames:
-        return ParsedFrames(empty_columns(channel))
-    reader, make = _EVENTS[_kind(channel)], _trades if channel in TRADE_CHANNELS else _candles
-    try:
-        return ParsedFrames(make(channel, reader.many([frame for _, frame in frames])))
-    except (msgspec.DecodeError, UnicodeDecodeError, ExchangeError, ValueError, OverflowError):
-        return _one_by_one(channel, frames)
+    reader, of_candles = _EVENTS[_kind(channel)], channel not in TRADE_CHANNELS
 
+    def decode(texts: Sequence[bytes]) -> list[Any]:
+        events = [reader.one(texts[0])] if len(texts) == 1 else reader.many(texts)
+        return [event.candle for event in events] if of_candles else events
 
-def _one_by_one(channel: str, frames: Sequence[Frame]) -> ParsedFrames:
-    """The slow way, for a message with a bad frame: the bad ones are put aside, the others go on."""
-    reader, make = _EVENTS[_kind(channel)], _trades if channel in TRADE_CHANNELS else _candles
-    events: list[Any] = []
-    rejected: list[RejectedFrame] = []
-    before: int | None = None
-    for frame in frames:
-        place = mark(channel, frame[1])
-        try:
-            event = reader.one(frame[1])
-            make(channel, [event])
-            events.append(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, ExchangeError, ValueError, OverflowError) as error:
-            hole = (before if before is not None else place.to_ms, place.from_ms) if place else None
-            rejected.append(RejectedFrame(frame, str(error), hole))
-        before = place.to_ms if place else before
-    return ParsedFrames(make(channel, events), tuple(rejected))
-
-
-def _trades(_channel: str, events: Sequence[Any]) -> dict[str, Array]:
-    return trade_columns(events)
-
-
-def _candles(channel: str, events: Sequence[Any]) -> dict[str, Array]:
-    columns = candle_columns([event.candle for event in events if event.candle.closed])
-    return {**columns, "closed": np.ones(len(columns["ts"]), np.bool_)}
+    return parse(channel, frames, decode, mark)
 
 
 def _kind(channel: str) -> str:

@@ -1,6 +1,7 @@
 """The WebSocket side of a simulated exchange: connections, subscriptions, keep-alive, limits.
 
     /ws/<a>[/<b>...]   /ws   /stream?streams=<a>/<b>/...     frames of the source, in order of the exchange's clock
+    the same below /public and /market: futures, with `pu` in their depth events
 
 What a stream carries comes from the source; what goes wrong on the way, from `adapters/exchanges/sim_faults.py`.
 All times are the exchange's, so a day passes in minutes at speed; only the pong has a few real seconds at least.
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any
@@ -27,6 +29,7 @@ from adapters.exchanges.sources import Source
 
 _LOOK_S = 0.01  # how often a connection looks whether frames are due
 _LONGEST_STEP_MS = 60_000  # frames of so much exchange time are sent between two looks at the clock
+_FIRST_ID = re.compile(r'"U":(\d+)')  # of a depth event
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 
 
@@ -69,7 +72,8 @@ class Sockets:
         told = {str(on.behaviour.text): on.behaviour.value for on in self.stage.named("socket_limit")}
         return replace(SocketLimits(), **told)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request, make: Make | None = None) -> web.StreamResponse:
+        """One connection to its end; `make` where another exchange's words are spoken on it."""
         refusal = self._refusal(request)
         if refusal is not None:
             return refusal
@@ -79,7 +83,10 @@ class Sockets:
         socket = web.WebSocketResponse(autoping=False, compress=compress, max_msg_size=64 * 1024)
         await socket.prepare(request)
         self.opened += 1
-        connection = Connection(self, socket, request, f"c{self.opened}", combined=combined)
+        name = f"c{self.opened}"
+        connection = (
+            make(self, socket, request, name) if make else Connection(self, socket, request, name, combined=combined)
+        )
         self.connections[connection.name] = connection
         try:
             await connection.live(names)
@@ -115,6 +122,9 @@ class Sockets:
             {"name": c.name, "since_ms": c.since_ms, "streams": list(c.streams), "sent": c.sent, "path": c.path}
             for c in self.connections.values()
         ]
+
+
+Make = Callable[[Sockets, web.WebSocketResponse, web.Request, str], "Connection"]
 
 
 class Connection:
@@ -203,19 +213,25 @@ class Connection:
         if self._stage.unknown(symbol.upper()) or not self._is_routed(rest):
             return ()
         known = self._stage.source_name(symbol.upper())
-        frames = self._sockets.source.frames(f"{known.lower()}@{rest}", after_ms, until_ms)
+        frames: Sequence[Frame] = self._sockets.source.frames(f"{known.lower()}@{rest}", after_ms, until_ms)
         if rest.startswith("kline") and not any(self._stage.named("empty_candles")):
             frames = [frame for frame in frames if EMPTY_CANDLE not in frame[1]]
+        if rest.startswith("depth") and self._is_futures() and self._sockets.source.market != "um":
+            frames = [(ts_ms, _FIRST_ID.sub(_with_previous, text)) for ts_ms, text in frames]
         if known == symbol.upper():
             return frames
         return [(ts_ms, text.replace(f'"s":"{known}"', f'"s":"{symbol.upper()}"')) for ts_ms, text in frames]
 
     def _is_routed(self, rest: str) -> bool:
         """The futures exchange sends books on /public (or no route) and the rest on /market only."""
-        if self._sockets.source.market != "um":
+        if not self._is_futures():
             return True
         of_market = rest.startswith(("aggTrade", "kline"))
         return of_market == self.path.startswith("/market/")
+
+    def _is_futures(self) -> bool:
+        """A recording of futures is one on every path; a generated market is on the futures' own."""
+        return self._sockets.source.market == "um" or self.path.startswith(("/public/", "/market/"))
 
     async def _send(self, out: Out) -> None:
         text = out.text
@@ -331,6 +347,11 @@ class Connection:
             self.streams.setdefault(name, now_ms)
         if names:
             self._sockets.subscribed.set()
+
+
+def _with_previous(first: re.Match[str]) -> str:
+    """Futures name the event before; here ids are without gaps."""
+    return f'{first[0]},"pu":{int(first[1]) - 1}'
 
 
 def _asked(request: web.Request, *, combined: bool) -> list[str]:

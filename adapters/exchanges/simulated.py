@@ -2,6 +2,7 @@
 
     GET /api/v3/{ping,time,exchangeInfo,klines,aggTrades,trades,historicalTrades,depth,ticker/bookTicker}
     /ws/<streams>  /ws  /stream?streams=<streams>        live frames (adapters/exchanges/sim_sockets.py)
+    /api/v5/...  /ws/v5/...                              the same market in OKX's words (adapters/exchanges/sim_okx.py)
     GET /data/spot/...                                   daily and monthly files (adapters/exchanges/sim_archive.py)
     GET /sim/{catalog,requests,sockets,log}   GET|POST|DELETE /sim/behaviours     for tests and demos, loopback only
 
@@ -42,6 +43,7 @@ from adapters.exchanges.behaviours import (
 from adapters.exchanges.recorded import RecordedSource
 from adapters.exchanges.sim_archive import Archive
 from adapters.exchanges.sim_clock import Clock
+from adapters.exchanges.sim_okx import Okx
 from adapters.exchanges.sim_replay import ReplaySource
 from adapters.exchanges.sim_sockets import Sockets
 from adapters.exchanges.sim_stage import Stage
@@ -128,6 +130,7 @@ class SimulatedExchange:
         for route in ("", "/public", "/market"):
             for path in ("/ws", "/ws/{streams:.+}", "/stream"):
                 app.router.add_get(route + path, self.sockets.handle)
+        Okx(self.stage, self.source, self.sockets, self._disturbance).add_routes(app.router)
         app.router.add_get("/data/spot/{path:.+}", Archive(self.stage, self.source).handle)
         app.router.add_get("/sim/catalog", self._catalog)
         app.router.add_get("/sim/requests", self._requests)

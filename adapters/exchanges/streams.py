@@ -60,6 +60,7 @@ class Limits:
     stream_silent_s: float = 60.0  # ... and for so long is subscribed anew
     connection_silent_s: float = 30.0  # a connection without any frame is replaced
     open_within_s: float = 10.0
+    ping_every_s: float = 15.0  # where the venue wants to be pinged
     first_wait_s: float = 0.5  # after a connection that failed; doubles up to
     longest_wait_s: float = 60.0
     frame_bytes: int = 32 << 20
@@ -71,18 +72,23 @@ class Limits:
 
 
 class Notice(NamedTuple):
-    """What a frame is that belongs to no stream; `number` is that of the request it answers."""
+    """What a frame is that belongs to no stream; `number` is that of the request it answers, `stream` what it names."""
 
-    kind: Literal["confirmed", "refused", "shutdown", "unknown", "unreadable"]
+    kind: Literal["confirmed", "refused", "shutdown", "pong", "unknown", "unreadable"]
     number: int | None = None
     text: str = ""
+    stream: str = ""
 
 
 class Wire(Protocol):
     """A venue's words on its connections."""
 
     venue: str
-    path: str
+    ping: str  # a text that keeps a connection alive, where the venue wants one
+
+    def path_of(self, name: str) -> str:
+        """Where a stream is to be had: streams of different paths never share a connection."""
+        ...
 
     def subscribe(self, names: Sequence[str], number: int) -> str: ...
 
@@ -173,7 +179,7 @@ class Hub:
         self, wire: Wire, base_url: str, *, limits: Limits | None = None, clock: Clock | None = None,
         on_stray: Callable[[bytes], None] = lambda _frame: None,
     ) -> None:  # fmt: skip
-        self.wire, self.url = wire, base_url.rstrip("/") + wire.path
+        self.wire, self.url = wire, base_url.rstrip("/")
         self.limits, self.clock, self.on_stray = limits or Limits(), clock or Clock(), on_stray
         self._readers: dict[str, list[Subscription]] = {}
         self._lines: list[_Line] = []
@@ -186,7 +192,7 @@ class Hub:
         readers = self._readers.setdefault(name, [])
         readers.append(subscription)
         if len(readers) == 1:
-            self._line_with_room().want(name)
+            self._line_with_room(self.wire.path_of(name)).want(name)
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
@@ -230,19 +236,19 @@ class Hub:
                 return
             await self.clock.sleep(self._connects[0] + self.limits.connects_within_s - now)
 
-    def _line_with_room(self) -> _Line:
+    def _line_with_room(self, path: str) -> _Line:
         for line in self._lines:
-            if len(line.wanted) < self.limits.streams_per_connection:
+            if line.path == path and len(line.wanted) < self.limits.streams_per_connection:
                 return line
-        self._lines.append(_Line(self, len(self._lines)))
+        self._lines.append(_Line(self, len(self._lines), path))
         return self._lines[-1]
 
 
 class _Line:
     """A set of streams and the connection that carries it now; for a moment two of them."""
 
-    def __init__(self, hub: Hub, number: int) -> None:
-        self.hub, self.number = hub, number
+    def __init__(self, hub: Hub, number: int, path: str) -> None:
+        self.hub, self.number, self.path = hub, number, path
         self.wanted: set[str] = set()
         self.links: list[_Link] = []
         self.changed = asyncio.Event()
@@ -299,7 +305,7 @@ class _Line:
         name = f"{self.hub.wire.venue}-{self.number}-{self._made}"
         try:
             socket = await connect(
-                self.hub.url, open_timeout=self.hub.limits.open_within_s, close_timeout=_CLOSE_WAIT_S,
+                self.hub.url + self.path, open_timeout=self.hub.limits.open_within_s, close_timeout=_CLOSE_WAIT_S,
                 max_size=self.hub.limits.frame_bytes, compression=None,
             )  # fmt: skip
         except (OSError, WebSocketException, TimeoutError) as error:
@@ -326,7 +332,8 @@ class _Link:
         self._shutdown = False
         self._opened_at = self._heard_at = self._hub.clock.monotonic()
         self._lives_s = self._hub.limits.lifetime_s * random.uniform(0.97, 1.0)  # not all of them at one moment
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._speak())]
+        works = [self._listen(), self._speak(), *([self._keep_alive()] if self._hub.wire.ping else [])]
+        self._tasks = [asyncio.create_task(work) for work in works]
 
     async def close(self) -> None:
         if self in self.line.links:
@@ -398,8 +405,8 @@ class _Link:
     def _heed(self, frame: bytes, name: str | None) -> None:
         """A frame that is nobody's."""
         notice = self._hub.wire.notice(frame)
-        if notice.kind == "confirmed" and notice.number is not None:
-            self._confirm(self._open_requests.pop(notice.number, []))
+        if notice.kind == "confirmed" and (notice.number is not None or notice.stream):
+            self._confirm([notice.stream, *self._open_requests.pop(notice.number or 0, [])])
         elif notice.kind == "refused" and notice.number is not None:
             for refused in self._open_requests.pop(notice.number, []):
                 for reader in self._hub.readers(refused):
@@ -408,6 +415,8 @@ class _Link:
         elif notice.kind == "shutdown":
             self._shutdown = True
             self.woken.set()
+        elif notice.kind == "pong":
+            pass  # it was heard, that is all
         else:
             STREAM_IGNORED.labels(self._hub.wire.venue, "unknown stream" if name else notice.kind).inc()
             if notice.kind == "unreadable":
@@ -421,6 +430,13 @@ class _Link:
                 reader.wake()
         if self.confirmed >= self.line.wanted:
             self.settled.set()
+
+    async def _keep_alive(self) -> None:
+        """The venue ends a connection on which nothing is said."""
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await self._hub.clock.sleep(self._hub.limits.ping_every_s)
+                await self._socket.send(self._hub.wire.ping)
 
     async def _speak(self) -> None:
         """Make what is subscribed what is wanted; messages keep their distance."""

@@ -19,7 +19,7 @@ from adapters.stores.base import Store
 from app.chaos.plan import Plan
 from app.errors import RunFailed, VerifyFailed
 from app.outside import VENUE
-from app.verify import batch_head, collection_of, stored_rows
+from app.verify import Market, batch_head, collection_of, stored_rows
 from app.verify_rows import once
 from models.control import TERMINAL, parse_range
 from models.market import Array, Span
@@ -169,7 +169,7 @@ def expected_keys(plan: Plan, channel: str) -> Array:
 def stored_keys(store: Store, plan: Plan, channel: str) -> tuple[Array, int]:
     """Keys as they are stored, each once, and how many were there twice."""
     key = "id" if channel == "trades" else "ts"
-    rows, doubled, _ = once(stored_rows(store, plan.job.symbol, channel, span_of(plan)), key)
+    rows, doubled, _ = once(stored_rows(store, Market(VENUE, plan.job.symbol), channel, span_of(plan)), key)
     return rows[key], doubled
 
 

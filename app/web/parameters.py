@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 
 from app.errors import CommandRejected
+from models.control import SYMBOL
 from models.market import INTERVAL_MS, instant_ms
 
 END_OF_TIME_MS = 1 << 53  # beyond every timestamp, and exact in every JSON reader
-_SYMBOL = re.compile(r"[A-Z0-9]{2,20}")
 
 
 class Parameters:
@@ -53,7 +53,7 @@ class Parameters:
 
 
 def read_symbol(text: str) -> str:
-    if not _SYMBOL.fullmatch(text):
+    if not SYMBOL.fullmatch(text):
         raise CommandRejected("symbol", f"{text!r} is not a symbol; symbols are upper case, e.g. BTCUSDT")
     return text
 

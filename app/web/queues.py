@@ -34,7 +34,7 @@ async def start(request: web.Request) -> web.Response:
         raise CommandRejected("command", "this call starts runs; other commands go to POST /commands")
     run = control.plan(message)
     message["queue_id"] = run.queue_id  # a generated name is written down, so that this answer can tell it
-    await outside.check_symbols({step.symbol for step in run.steps if step.symbol})
+    await outside.check_symbols((step.venue, step.symbol) for step in run.steps)
     await send_command(message)
     await _until_known(run.queue_id)
     return answer(

@@ -37,14 +37,14 @@ class NotThere(StreamForgeError):
 
 @call("/candles/{symbol}/{interval}")
 async def show_candles(request: web.Request, symbol: str, interval: str) -> web.Response:
-    """Candles whose open time lies in [start, end)."""
+    """Candles whose open time lies in [start, end); `venue` where it is not binance."""
     spec = collections.candles(read_interval(interval))
     return await answer_rows(request, spec, read_symbol(symbol), interval=interval)
 
 
 @call("/trades/{symbol}")
 async def show_trades(request: web.Request, symbol: str) -> web.Response:
-    """Trades of [start, end)."""
+    """Trades of [start, end); `venue` where it is not binance."""
     return await answer_rows(request, collections.TRADES, read_symbol(symbol))
 
 
@@ -89,13 +89,14 @@ async def show_model(_request: web.Request, model: str, version: str) -> web.Res
 async def answer_rows(request: web.Request, spec: CollectionSpec, symbol: str, **facts: str) -> web.Response:
     """A page of a series as the caller wants to have it."""
     as_arrow = ARROW in request.headers.get("Accept", "")
-    query = Parameters(request.query, "start", "end", "limit")
+    query = Parameters(request.query, "start", "end", "limit", "venue")
     start, end = query.range_ms()
+    venue = query.text("venue", outside.VENUE)
     limit = query.whole("limit", ROWS_PER_PAGE, 1, MOST_AS_ARROW if as_arrow else MOST_AS_JSON)
-    said = {"venue": outside.VENUE, "symbol": symbol, **facts}
+    said = {"venue": venue, "symbol": symbol, **facts}
 
     def read() -> tuple[bytes, str | None]:
-        table, before = newest_rows(outside.store(), spec, symbol, start, end, limit)
+        table, before = newest_rows(outside.store(), spec, symbol, start, end, limit, venue)
         earlier = _earlier(request, start, before, limit)
         return (to_arrow(table, said) if as_arrow else to_json(table, said, earlier)), earlier
 
@@ -106,14 +107,14 @@ async def answer_rows(request: web.Request, spec: CollectionSpec, symbol: str, *
 
 
 def newest_rows(
-    store: Store, spec: CollectionSpec, symbol: str, start: int, end: int, limit: int
+    store: Store, spec: CollectionSpec, symbol: str, start: int, end: int, limit: int, venue: str = outside.VENUE
 ) -> tuple[pa.Table, int | None]:
     """The newest rows of [start, end), oldest first, and where the page before them ends; None when it is the first."""
     columns = [name for name in spec.columns if name not in spec.series]
     time = spec.time or "ts"
     if spec.name not in store.collections():
         return pa.table({name: [] for name in columns}), None
-    eq = {"venue": outside.VENUE, "symbol": symbol}
+    eq = {"venue": venue, "symbol": symbol}
 
     def scan(lo: int, hi: int, most: int | None, desc: bool = False) -> pa.Table:
         batches = list(store.scan(spec.name, eq=eq, lo=lo, hi=hi, columns=columns, desc=desc, limit=most))
@@ -149,4 +150,6 @@ def _newest_models(store: Store, start: int, end: int, limit: int) -> Sequence[J
 
 def _earlier(request: web.Request, start: int, before: int | None, limit: int) -> str | None:
     """The address of the page before this one."""
-    return None if before is None else f"{request.path}?{urlencode({'start': start, 'end': before, 'limit': limit})}"
+    said = {"venue": request.query["venue"]} if "venue" in request.query else {}
+    query = urlencode({"start": start, "end": before, "limit": limit, **said})
+    return None if before is None else f"{request.path}?{query}"

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from adapters.exchanges.base import Page, Parsed, Rejected
 from adapters.exchanges.behaviours import Behaviour
 from adapters.exchanges.binance import BinanceSpot
-from adapters.exchanges.binance_requests import Budget, Clock, Patience
+from adapters.exchanges.binance_requests import Budget
 from adapters.exchanges.recorded import RecordedSource
+from adapters.exchanges.requests import Clock, Patience
 from adapters.exchanges.simulated import RunningExchange, serve
 from adapters.exchanges.sources import Source, TapeSource
 from adapters.exchanges.tape import DAY_MS, FIRST_DAY_MS, MINUTE_MS, Tape

@@ -25,7 +25,7 @@ def test_a_hole_is_asked_for_in_full_hours_and_by_one_name() -> None:
     [(name, hole)] = repair.holes_of(STREAM, ledger)
     assert hole == HOLE
     run = control.plan(repair.repair_command(name, STREAM, hole))
-    assert run.queue_id == name == f"repair-btcusdt-trades-{HOLE[0]}-{HOLE[1]}"
+    assert run.queue_id == name == f"repair-binance-btcusdt-trades-{HOLE[0]}-{HOLE[1]}"
     assert {step.range_ms for step in run.steps} == {(HOLE[0], HOLE[0] + repair.HOUR_MS)}
     assert [step.target for step in run.steps] == [control.LOADER, control.CONNECTOR]
 

@@ -59,4 +59,4 @@ def test_only_on_loopback_one_address_serves_both_sides(
 ) -> None:
     monkeypatch.setenv("BINANCE_API_URL", api)
     monkeypatch.setenv("BINANCE_WS_URL", said)
-    assert settings().ws_url == url
+    assert settings().ws_url() == url

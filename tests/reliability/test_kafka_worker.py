@@ -168,7 +168,7 @@ def test_r19_pages_that_retention_took_before_they_were_read_are_a_gap_that_is_s
 
     def repairs() -> list[str]:
         runs = web.get("/queues")[1]["queues"]
-        return [run["state"] for run in runs if run["queue_id"].startswith("repair-btcusdt-trades-")]
+        return [run["state"] for run in runs if run["queue_id"].startswith("repair-binance-btcusdt-trades-")]
 
     wait_for(lambda: repairs() == ["finished"], explain=lambda: str(repairs()))
     begin(web, "cut", "2025-08-21:2025-08-22")
