@@ -134,7 +134,7 @@ def record(
     from app.config import settings
 
     names, kinds, api_url = [symbol.upper() for symbol in symbols], channels.split(","), settings().binance_api_url
-    ws_url = url or settings().ws_url
+    ws_url = url or settings().ws_url()
     made = asyncio.run(
         recorder.run_until_interrupted(names, kinds, out, ws_url=ws_url, api_url=api_url, seconds=seconds)
     )

@@ -52,7 +52,7 @@ DEFAULT_INTERVAL = "5m"
 DEFAULT_VENUE = "binance"  # whoever says none means it
 HEAL_BACKOFF_S = 1.0  # before the first restart of a step; doubles with each
 
-SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9_-]{1,29}")  # BTCUSDT, BTC-USDT, BTCUSDT_251226
+SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9_-]{1,19}")  # BTCUSDT, BTC-USDT, BTCUSDT_251226
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 MAX_STEPS = 200
 # Collections that are not a graph's; a graph is dropped and written anew, so it may never be called so.

@@ -19,7 +19,7 @@ import { nextTheme, onTheme, startTheme } from "./theme";
 const CLOCK_MS = 250;
 const LOOK_AGAIN_MS = 5_000;
 const ASLEEP_MS = 5_000; // a clock that stood still so long: the page slept
-const SYMBOL = /^[A-Z0-9][A-Z0-9_-]{1,29}$/;
+const SYMBOL = /^[A-Z0-9][A-Z0-9_-]{1,19}$/;
 
 interface Status {
   simulated: { symbols?: string[] } | null;
