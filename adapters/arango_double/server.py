@@ -23,7 +23,11 @@ from adapters.arango_double.calls import Answer, Call
 from adapters.arango_double.errors import ArangoError
 from adapters.arango_double.routes_collections import collection
 from adapters.arango_double.routes_documents import document
+from adapters.arango_double.routes_graphs import edges, gharial
+from adapters.arango_double.routes_import import bulk_import
 from adapters.arango_double.routes_indexes import index
+from adapters.arango_double.routes_queries import cursor, explain, query
+from adapters.arango_double.routes_transactions import transaction
 from adapters.arango_double.state import State
 from adapters.arango_double.storage import Server, Unit
 from adapters.arango_double.values import dumps
@@ -31,10 +35,17 @@ from adapters.arango_double.values import dumps
 Route = Callable[[Call], Answer]
 ROUTES: dict[str, Route] = {
     "collection": collection,
+    "cursor": cursor,
     "database": routes_admin.database,
     "document": document,
+    "edges": edges,
     "engine": routes_admin.engine,
+    "explain": explain,
+    "gharial": gharial,
+    "import": bulk_import,
     "index": index,
+    "query": query,
+    "transaction": transaction,
     "version": routes_admin.version,
 }
 _HEADERS = {
