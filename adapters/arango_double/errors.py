@@ -39,8 +39,11 @@ KNOWN: dict[int, tuple[int, str]] = {
     1228: (404, "database not found"),
     1229: (400, "database name invalid"),
     1230: (403, "operation only allowed in system database"),
-    1233: (400, "expecting both `_from` and `_to` attributes to be defined in the edge document and have the format " 
-        "`<collectionName>/<vertexKey>` "),
+    1233: (
+        400,
+        "expecting both `_from` and `_to` attributes to be defined in the edge document and have the format "
+        "`<collectionName>/<vertexKey>` ",
+    ),
     1495: (503, "leadership challenge is ongoing"),
     1496: (503, "not a leader"),
     1500: (410, "query killed"),

@@ -57,4 +57,6 @@ def _only_in_system(call: Call) -> None:
 
 
 def engine(call: Call) -> Answer:
-    return Answer({"name": "rocksdb", "endianness": "little", "supports": {"indexes": ["primary", "edge", "persistent", "ttl"]}})
+    return Answer(
+        {"name": "rocksdb", "endianness": "little", "supports": {"indexes": ["primary", "edge", "persistent", "ttl"]}}
+    )

@@ -159,7 +159,11 @@ def _changed(call: Call, found: Collection, what: str) -> Json:
             return short(found)
         case "properties":
             wanted = call.object()
-            changed = {name: wanted[name] for name in ("waitForSync", "cacheEnabled", "schema", "computedValues") if name in wanted}
+            changed = {
+                name: wanted[name]
+                for name in ("waitForSync", "cacheEnabled", "schema", "computedValues")
+                if name in wanted
+            }
             call.server.change("properties", here, found.name, changed)
             return found.properties
         case "load":

@@ -23,13 +23,13 @@ def document(call: Call) -> Answer:
             return _post(call, call.database.collection(name))
         case "PUT", [name] if call.flag("onlyget"):
             return _read_many(call, call.database.collection(name))
-        case ("PUT" | "PATCH" | "DELETE"), [name]:
+        case (("PUT" | "PATCH" | "DELETE"), [name]):
             return _change_many(call, call.database.collection(name))
-        case ("GET" | "HEAD"), [name, key]:
+        case (("GET" | "HEAD"), [name, key]):
             return _read(call, call.database.collection(name), key)
-        case ("PUT" | "PATCH" | "DELETE"), [name, key]:
+        case (("PUT" | "PATCH" | "DELETE"), [name, key]):
             return _change(call, call.database.collection(name), key)
-        case ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE"), _:
+        case (("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE"), _):
             raise unknown_path(call)
     raise wrong_method()
 

@@ -84,9 +84,7 @@ def _check_ends(call: Call, graph: Json, name: str, edge: Json) -> None:
 def _remove_edges_of(call: Call, vertex: str) -> None:
     """In every edge collection of every graph, as the server does."""
     names = {
-        edge["collection"]
-        for graph in call.database.collections["_graphs"].scan()
-        for edge in graph["edgeDefinitions"]
+        edge["collection"] for graph in call.database.collections["_graphs"].scan() for edge in graph["edgeDefinitions"]
     }
     for name in names:
         found = call.database.collections.get(name)

@@ -40,11 +40,11 @@ def _inside(call: Call, method: str, graph: Json, kind: str, rest: list[str]) ->
             return _add_orphan(call, graph) if kind == "vertex" else _add_definition(call, graph)
         case "DELETE", [name] if kind == "vertex":
             return _remove_orphan(call, graph, name)
-        case ("PUT" | "DELETE"), [name] if kind == "edge":
+        case (("PUT" | "DELETE"), [name]) if kind == "edge":
             return _change_definition(call, graph, name)
         case "POST", [name]:
             return items(call, graph, kind, name)
-        case ("GET" | "HEAD" | "PUT" | "PATCH" | "DELETE"), [name, key]:
+        case (("GET" | "HEAD" | "PUT" | "PATCH" | "DELETE"), [name, key]):
             return item(call, graph, kind, name, key)
     raise wrong_method()
 
@@ -77,7 +77,11 @@ def _create(call: Call) -> Answer:
     """Raises 1925, 1923, and 9 for graphs of the Enterprise Edition."""
     body = call.object()
     name = body.get("name")
-    if body.get("isSmart") or body.get("isDisjoint") or (body.get("options") or {}).get("replicationFactor") == "satellite":
+    if (
+        body.get("isSmart")
+        or body.get("isDisjoint")
+        or (body.get("options") or {}).get("replicationFactor") == "satellite"
+    ):
         raise not_implemented("smart and satellite graphs")
     if not isinstance(name, str) or not name:
         raise ArangoError(1908, "graph name is invalid", status=400)
@@ -89,7 +93,11 @@ def _create(call: Call) -> Answer:
         raise ArangoError(1920)
     for each in definitions:
         _check_definition(call, each, name)
-    graph = {"_key": name, "edgeDefinitions": definitions, "orphanCollections": sorted(body.get("orphanCollections") or [])}
+    graph = {
+        "_key": name,
+        "edgeDefinitions": definitions,
+        "orphanCollections": sorted(body.get("orphanCollections") or []),
+    }
     _make_collections(call, graph)
     return _written(call, graph, "conflict")
 
@@ -220,7 +228,7 @@ def edges(call: Call) -> Answer:
         raise ArangoError(1218, "collection type invalid: edge collection expected", status=400)
     keys = dict.fromkeys(key for end in ends for key in index.keys(end, vertex))
     shown = [found.get(key) for key in keys]
-    stats = {name: 0 for name in _STATS} | {"documentLookups": len(shown), "scannedIndex": len(shown)}
+    stats = dict.fromkeys(_STATS, 0) | {"documentLookups": len(shown), "scannedIndex": len(shown)}
     return Answer({"edges": shown, "error": False, "code": 200, "stats": stats})
 
 

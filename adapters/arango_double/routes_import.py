@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from adapters.arango_double import documents
-from adapters.arango_double.calls import Answer, Call, done, wrong_method
+from adapters.arango_double.calls import Answer, Call, wrong_method
 from adapters.arango_double.documents import Options
 from adapters.arango_double.errors import ArangoError
 from adapters.arango_double.storage import Collection
@@ -55,7 +55,8 @@ def bulk_import(call: Call) -> Answer:
     for at, told in enumerate(_told(call, result)):
         _one(call, found, at, told, options, result)
     counts = {name: getattr(result, name) for name in ("created", "errors", "empty", "updated", "ignored")}
-    return done(201, **counts, **({"details": result.details} if call.flag("details") else {}))
+    details = {"details": result.details} if call.flag("details") else {}
+    return Answer({"error": False, **counts, **details}, 201)
 
 
 def _told(call: Call, result: _Result) -> Iterator[Any]:
@@ -89,7 +90,9 @@ def _lines(lines: list[bytes], result: _Result) -> Iterator[Any]:
         try:
             yield loads(line)
         except orjson.JSONDecodeError as bad:
-            result.refuse(ArangoError(600, f"VPackError error: {bad}"), f"at position {at}: invalid JSON type (expecting object)")
+            result.refuse(
+                ArangoError(600, f"VPackError error: {bad}"), f"at position {at}: invalid JSON type (expecting object)"
+            )
 
 
 def _rows(call: Call, result: _Result) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from adapters.arango_double.storage import Collection
 
 Json = dict[str, Any]
 
+_FIRST_NAME = 10**18  # of an index without a name
 _IDENTITY = ("type", "fields", "unique", "sparse", "expireAfter", "prefixFields")  # what makes two definitions one
 
 
@@ -53,7 +54,7 @@ def ensure(call: Call, found: Collection, wanted: Json) -> tuple[Json, bool]:
         if all(each.definition.get(name) == definition.get(name) for name in _IDENTITY):
             return each.definition, False
     number = call.server.next_tick()
-    name = wanted.get("name") or f"idx_{number}"
+    name = wanted.get("name") or f"idx_{_FIRST_NAME + number}"
     if any(each.definition["name"] == name for each in found.indexes) or name in ("primary", "edge"):
         raise ArangoError(1207, f"duplicate name: index '{name}' exists with another definition")
     definition |= {"id": f"{found.name}/{number}", "name": name}

@@ -21,7 +21,7 @@ def cursor(call: Call) -> Answer:
     match call.method, call.parts[1:]:
         case "POST", []:
             return _run(call)
-        case ("POST" | "PUT"), [id]:
+        case (("POST" | "PUT"), [id]):
             return _next(call, id, None)
         case "POST", [id, batch]:
             return _next(call, id, batch)
@@ -31,7 +31,7 @@ def cursor(call: Call) -> Answer:
             call.state.cursor(id)
             del call.state.cursors[id]
             return Answer({"id": id, "error": False, "code": 202}, 202)
-        case ("POST" | "PUT" | "DELETE"), _:
+        case (("POST" | "PUT" | "DELETE"), _):
             raise unknown_path(call)
     raise wrong_method()
 
@@ -44,6 +44,8 @@ def _run(call: Call) -> Answer:
     size = body.get("batchSize", _BATCH_SIZE)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ArangoError(17, "expecting non-zero value for 'batchSize'", status=400)
+    if options.get("profile"):
+        raise not_implemented("profiles of queries")
     run = _run_of(call, body)
     is_stream = bool(options.get("stream", False))
     rows = execute(query, run, full_count=bool(options.get("fullCount")) and not is_stream)
@@ -110,7 +112,7 @@ def query(call: Call) -> Answer:
             return Answer([])
         case "GET", ["properties"]:
             return done(enabled=True, trackSlowQueries=False, maxSlowQueries=0, slowQueryThreshold=10)
-        case ("GET" | "POST" | "PUT" | "DELETE"), _:
+        case (("GET" | "POST" | "PUT" | "DELETE"), _):
             raise not_implemented("/".join(call.parts))
     raise wrong_method()
 

@@ -25,7 +25,7 @@ def transaction(call: Call) -> Answer:
             return _end(call, id, "committed")
         case "DELETE", [id]:
             return _end(call, id, "aborted")
-        case ("GET" | "POST" | "PUT" | "DELETE"), _:
+        case (("GET" | "POST" | "PUT" | "DELETE"), _):
             raise unknown_path(call)
     raise wrong_method()
 
@@ -62,6 +62,4 @@ def _end(call: Call, id: str, status: str) -> Answer:
 
 
 def _told(stream: Stream, status: int = 200) -> Answer:
-    return Answer(
-        {"code": status, "error": False, "result": {"id": str(stream.id), "status": stream.status}}, status
-    )
+    return Answer({"code": status, "error": False, "result": {"id": str(stream.id), "status": stream.status}}, status)

@@ -20,7 +20,7 @@ from aiohttp import web
 from adapters.arango_double import routes_admin
 from adapters.arango_double.auth import Auth
 from adapters.arango_double.calls import Answer, Call
-from adapters.arango_double.errors import ArangoError
+from adapters.arango_double.errors import ArangoError, not_implemented
 from adapters.arango_double.routes_collections import collection
 from adapters.arango_double.routes_documents import document
 from adapters.arango_double.routes_graphs import edges, gharial
@@ -99,9 +99,10 @@ class ArangoDouble:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         answer = self.answer(request.method, request.raw_path, dict(request.headers), body)
-        return self._response(answer)
+        return self.response(answer)
 
-    def _response(self, answer: Answer) -> web.Response:
+    def response(self, answer: Answer) -> web.Response:
+        """With the headers that every answer of the server has."""
         headers = _HEADERS | {"x-arango-queue-time-seconds": f"{self.queue_time_s:.6f}"} | answer.headers
         if answer.plain:
             return web.Response(status=answer.status, headers={**headers, "content-type": "text/plain"})
@@ -126,13 +127,17 @@ class ArangoDouble:
     def _routed(self, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes) -> Answer:
         name, parts = _parts(path)
         unit = Unit(self.server)
-        call = Call(self.state, self.server, self.server.databases["_system"], unit, method, parts, query, headers, body)
+        call = Call(
+            self.state, self.server, self.server.databases["_system"], unit, method, parts, query, headers, body
+        )
         if parts == ["_open", "auth"]:
             return Answer({"jwt": self.auth.token(call.object())})
         self.auth.check(headers.get("Authorization"))
         call.database = self.server.database(name)
         if len(parts) < 2 or parts[0] != "_api" or parts[1] not in ROUTES:
             raise ArangoError(404, f"unknown path '{path}'")
+        if "X-Arango-Async" in headers:
+            raise not_implemented("requests that are answered later")
         call.parts = parts[1:]
         return self._in_unit(ROUTES[parts[1]], call)
 

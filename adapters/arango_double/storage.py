@@ -23,6 +23,8 @@ Json = dict[str, Any]
 
 _LETTERS = "-_ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 SYSTEM_COLLECTIONS = ("_graphs", "_apps", "_appbundles", "_analyzers", "_aqlfunctions", "_jobs", "_queues", "_frontend")
+# Of the database _system alone.
+ROOT_COLLECTIONS = ("_users", "_statistics", "_statistics15", "_statisticsRaw")
 
 
 def encoded(stamp: int) -> str:
@@ -238,7 +240,7 @@ class Server:
 
     def create_database(self, name: str, id: str = "") -> None:
         self.change("database", name, id or str(self.next_tick()))
-        for system in SYSTEM_COLLECTIONS:
+        for system in SYSTEM_COLLECTIONS + (ROOT_COLLECTIONS if name == "_system" else ()):
             self.create_collection(name, {"name": system, "isSystem": True})
 
     def create_collection(self, database: str, wanted: Json) -> Collection:

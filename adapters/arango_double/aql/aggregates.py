@@ -52,7 +52,10 @@ def _deviation(values: Values, spared: int) -> Any:
 
 def unique(values: Values) -> list[Any]:
     """In the order of their first appearance."""
-    return list({order_key(value): value for value in reversed(values)}.values())[::-1]
+    found: dict[Any, Any] = {}
+    for value in values:
+        found.setdefault(order_key(value), value)
+    return list(found.values())
 
 
 def _sorted_unique(values: Values) -> list[Any]:

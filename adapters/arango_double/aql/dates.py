@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from adapters.arango_double.errors import not_implemented
+
 if TYPE_CHECKING:
     from adapters.arango_double.aql.run import Run
 
@@ -48,8 +50,14 @@ def iso(ms: int) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
 
 
+def _check_zone(zone: Any) -> None:
+    if zone not in (None, "UTC", "Etc/UTC"):
+        raise not_implemented("time zones other than UTC")
+
+
 def _of_date(part: Callable[[int], Any]) -> Callable[..., Any]:
-    def function(run: Run, value: Any) -> Any:
+    def function(run: Run, value: Any, zone: Any = None) -> Any:
+        _check_zone(zone)
         ms = milliseconds(value)
         if ms is None:
             run.warn(1542, "invalid date value")
@@ -63,7 +71,12 @@ def _moment(ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=ms)
 
 
-def _truncated(run: Run, value: Any, unit: Any) -> str | None:
+def _truncated(run: Run, value: Any, unit: Any, zone: Any = None) -> str | None:
+    _check_zone(zone)
+    long = {"y": "year", "years": "year", "m": "month", "months": "month"}.get(str(unit).lower(), str(unit).lower())
+    if long in ("year", "month") and (known := milliseconds(value)) is not None:
+        moment = _moment(known)
+        return f"{moment.year:04d}-{moment.month if long == 'month' else 1:02d}-01T00:00:00.000Z"
     ms, step = milliseconds(value), _UNITS.get(str(unit).lower().rstrip("s") or "s")
     if ms is None or step is None or step > _UNITS["day"]:
         run.warn(1542, "invalid date value")
@@ -72,7 +85,8 @@ def _truncated(run: Run, value: Any, unit: Any) -> str | None:
 
 
 def _moved(sign: int) -> Callable[..., Any]:
-    def function(run: Run, value: Any, amount: Any, unit: Any = None) -> str | None:
+    def function(run: Run, value: Any, amount: Any, unit: Any = None, zone: Any = None) -> str | None:
+        _check_zone(zone)
         ms = milliseconds(value)
         by = duration_ms(amount) if unit is None else amount * _UNITS.get(str(unit).lower().rstrip("s") or "s", 0)
         if ms is None or not by:
@@ -83,7 +97,8 @@ def _moved(sign: int) -> Callable[..., Any]:
     return function
 
 
-def _difference(run: Run, first: Any, second: Any, unit: Any, as_float: Any = False) -> Any:
+def _difference(run: Run, first: Any, second: Any, unit: Any, as_float: Any = False, zone: Any = None) -> Any:
+    _check_zone(as_float if isinstance(as_float, str) else zone)
     low, high, step = milliseconds(first), milliseconds(second), _UNITS.get(str(unit).lower().rstrip("s") or "s")
     if low is None or high is None or step is None:
         run.warn(1542, "invalid date value")
@@ -93,18 +108,18 @@ def _difference(run: Run, first: Any, second: Any, unit: Any, as_float: Any = Fa
 
 FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "DATE_NOW": (0, 0, lambda run: int(run.server.now() * 1000)),
-    "DATE_TIMESTAMP": (1, 1, _of_date(lambda ms: ms)),
-    "DATE_ISO8601": (1, 1, _of_date(iso)),
-    "DATE_YEAR": (1, 1, _of_date(lambda ms: _moment(ms).year)),
-    "DATE_MONTH": (1, 1, _of_date(lambda ms: _moment(ms).month)),
-    "DATE_DAY": (1, 1, _of_date(lambda ms: _moment(ms).day)),
-    "DATE_HOUR": (1, 1, _of_date(lambda ms: _moment(ms).hour)),
-    "DATE_MINUTE": (1, 1, _of_date(lambda ms: _moment(ms).minute)),
-    "DATE_SECOND": (1, 1, _of_date(lambda ms: _moment(ms).second)),
-    "DATE_MILLISECOND": (1, 1, _of_date(lambda ms: ms % 1000)),
-    "DATE_DAYOFWEEK": (1, 1, _of_date(lambda ms: _moment(ms).isoweekday() % 7)),
-    "DATE_TRUNC": (2, 2, _truncated),
-    "DATE_ADD": (2, 3, _moved(1)),
-    "DATE_SUBTRACT": (2, 3, _moved(-1)),
-    "DATE_DIFF": (3, 4, _difference),
+    "DATE_TIMESTAMP": (1, 2, _of_date(lambda ms: ms)),
+    "DATE_ISO8601": (1, 2, _of_date(iso)),
+    "DATE_YEAR": (1, 2, _of_date(lambda ms: _moment(ms).year)),
+    "DATE_MONTH": (1, 2, _of_date(lambda ms: _moment(ms).month)),
+    "DATE_DAY": (1, 2, _of_date(lambda ms: _moment(ms).day)),
+    "DATE_HOUR": (1, 2, _of_date(lambda ms: _moment(ms).hour)),
+    "DATE_MINUTE": (1, 2, _of_date(lambda ms: _moment(ms).minute)),
+    "DATE_SECOND": (1, 2, _of_date(lambda ms: _moment(ms).second)),
+    "DATE_MILLISECOND": (1, 2, _of_date(lambda ms: ms % 1000)),
+    "DATE_DAYOFWEEK": (1, 2, _of_date(lambda ms: _moment(ms).isoweekday() % 7)),
+    "DATE_TRUNC": (2, 3, _truncated),
+    "DATE_ADD": (2, 4, _moved(1)),
+    "DATE_SUBTRACT": (2, 4, _moved(-1)),
+    "DATE_DIFF": (3, 6, _difference),
 }

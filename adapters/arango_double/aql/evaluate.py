@@ -88,7 +88,9 @@ class Compiler:
 
         def expanded(row: Row) -> list[Any]:
             values = of(row)
-            rows: Iterator[Row] = ({**row, "CURRENT": value} for value in values) if isinstance(values, list) else iter(())
+            rows: Iterator[Row] = (
+                ({**row, "CURRENT": value} for value in values) if isinstance(values, list) else iter(())
+            )
             return [each(inner) for inner in rows if truth(condition(inner))]
 
         return expanded
@@ -111,6 +113,8 @@ class Compiler:
             if collection is not None:
                 return lambda row: len(collection.documents)
         arguments = [self.compile(argument, scope) for argument in call.arguments]
+        if call.name == "DOCUMENT" and (found := self.collection_named(call.arguments[0], scope)):
+            arguments[0] = lambda row: found.name
         return lambda row: function(run, *[argument(row) for argument in arguments])
 
     def collection_named(self, expression: Expression, scope: Scope) -> Any:
@@ -256,16 +260,125 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 # The server has these; the double does not.
 _OTHER_FUNCTIONS = frozenset(
-    "ANALYZER BM25 BOOST PHRASE TFIDF TOKENS NGRAM_MATCH NGRAM_SIMILARITY LEVENSHTEIN_DISTANCE LEVENSHTEIN_MATCH "
-    "GEO_DISTANCE GEO_CONTAINS GEO_INTERSECTS GEO_POINT GEO_POLYGON GEO_LINESTRING GEO_AREA GEO_EQUALS DISTANCE NEAR "
-    "WITHIN WITHIN_RECTANGLE IS_IN_POLYGON FULLTEXT CALL APPLY V8 VERSION CURRENT_USER CURRENT_DATABASE COLLECTIONS "
-    "COLLECTION_COUNT MATCHES UNSET_RECURSIVE KEEP_RECURSIVE JSON_STRINGIFY JSON_PARSE UUID RANDOM_TOKEN SOUNDEX "
-    "ENCODE_URI_COMPONENT TO_BASE64 TO_HEX CRC32 FNV64 SHA512 HASH CHECK_DOCUMENT DATE_FORMAT DATE_COMPARE "
-    "DATE_DAYOFYEAR DATE_ISOWEEK DATE_ISOWEEKYEAR DATE_LEAPYEAR DATE_QUARTER DATE_DAYS_IN_MONTH DATE_LOCALTOUTC "
-    "DATE_UTCTOLOCAL DATE_TIMEZONE DATE_TIMEZONES DATE_ROUND DECAY_GAUSS DECAY_EXP DECAY_LINEAR COSINE_SIMILARITY "
-    "L1_DISTANCE L2_DISTANCE MINHASH OUTERSECTION INTERLEAVE REPLACE_NTH JACCARD BIT_AND BIT_OR BIT_XOR BIT_NEGATE "
-    "BIT_TEST BIT_POPCOUNT BIT_SHIFT_LEFT BIT_SHIFT_RIGHT ASIN ACOS ATAN ATAN2 RADIANS DEGREES REGEX_MATCHES "
-    "REGEX_SPLIT REGEX_REPLACE WARN FIRST_LIST FIRST_DOCUMENT IS_DATESTRING IS_KEY IS_IPV4 IPV4_FROM_NUMBER "
-    "IPV4_TO_NUMBER EXISTS MIN_MATCH IN_RANGE ENTRIES REPEAT IS_SAME_COLLECTION SORTED_UNIQUE_BY TO_CHAR ZIP_WITH "
-    "NTH_VALUE SCHEMA_GET SCHEMA_VALIDATE DECODE_REV SHARD_ID".split()
+    [
+        "ANALYZER",
+        "BM25",
+        "BOOST",
+        "PHRASE",
+        "TFIDF",
+        "TOKENS",
+        "NGRAM_MATCH",
+        "NGRAM_SIMILARITY",
+        "LEVENSHTEIN_DISTANCE",
+        "LEVENSHTEIN_MATCH",
+        "GEO_DISTANCE",
+        "GEO_CONTAINS",
+        "GEO_INTERSECTS",
+        "GEO_POINT",
+        "GEO_POLYGON",
+        "GEO_LINESTRING",
+        "GEO_AREA",
+        "GEO_EQUALS",
+        "DISTANCE",
+        "NEAR",
+        "WITHIN",
+        "WITHIN_RECTANGLE",
+        "IS_IN_POLYGON",
+        "FULLTEXT",
+        "CALL",
+        "APPLY",
+        "V8",
+        "VERSION",
+        "CURRENT_USER",
+        "CURRENT_DATABASE",
+        "COLLECTIONS",
+        "COLLECTION_COUNT",
+        "MATCHES",
+        "UNSET_RECURSIVE",
+        "KEEP_RECURSIVE",
+        "JSON_STRINGIFY",
+        "JSON_PARSE",
+        "UUID",
+        "RANDOM_TOKEN",
+        "SOUNDEX",
+        "ENCODE_URI_COMPONENT",
+        "TO_BASE64",
+        "TO_HEX",
+        "CRC32",
+        "FNV64",
+        "SHA512",
+        "HASH",
+        "CHECK_DOCUMENT",
+        "DATE_FORMAT",
+        "DATE_COMPARE",
+        "DATE_DAYOFYEAR",
+        "DATE_ISOWEEK",
+        "DATE_ISOWEEKYEAR",
+        "DATE_LEAPYEAR",
+        "DATE_QUARTER",
+        "DATE_DAYS_IN_MONTH",
+        "DATE_LOCALTOUTC",
+        "DATE_UTCTOLOCAL",
+        "DATE_TIMEZONE",
+        "DATE_TIMEZONES",
+        "DATE_ROUND",
+        "DECAY_GAUSS",
+        "DECAY_EXP",
+        "DECAY_LINEAR",
+        "COSINE_SIMILARITY",
+        "L1_DISTANCE",
+        "L2_DISTANCE",
+        "MINHASH",
+        "OUTERSECTION",
+        "INTERLEAVE",
+        "REPLACE_NTH",
+        "JACCARD",
+        "BIT_AND",
+        "BIT_OR",
+        "BIT_XOR",
+        "BIT_NEGATE",
+        "BIT_TEST",
+        "BIT_POPCOUNT",
+        "BIT_SHIFT_LEFT",
+        "BIT_SHIFT_RIGHT",
+        "ASIN",
+        "ACOS",
+        "ATAN",
+        "ATAN2",
+        "RADIANS",
+        "DEGREES",
+        "REGEX_MATCHES",
+        "REGEX_SPLIT",
+        "REGEX_REPLACE",
+        "WARN",
+        "FIRST_LIST",
+        "FIRST_DOCUMENT",
+        "IS_DATESTRING",
+        "IS_KEY",
+        "IS_IPV4",
+        "IPV4_FROM_NUMBER",
+        "IPV4_TO_NUMBER",
+        "EXISTS",
+        "MIN_MATCH",
+        "IN_RANGE",
+        "ENTRIES",
+        "REPEAT",
+        "IS_SAME_COLLECTION",
+        "SORTED_UNIQUE_BY",
+        "TO_CHAR",
+        "ZIP_WITH",
+        "REMOVE_NTH",
+        "VALUE",
+        "SUBSTRING_BYTES",
+        "GEO_MULTIPOINT",
+        "GEO_MULTILINESTRING",
+        "GEO_MULTIPOLYGON",
+        "MINHASH_COUNT",
+        "MINHASH_ERROR",
+        "NTH_VALUE",
+        "SCHEMA_GET",
+        "SCHEMA_VALIDATE",
+        "DECODE_REV",
+        "SHARD_ID",
+    ]
 )

@@ -1,6 +1,6 @@
 """Clauses -> stages, each from rows to rows; the last gives the result.
 
-    {} -> FOR -> FILTER -> SORT -> ... -> RETURN
+{} -> FOR -> FILTER -> SORT -> ... -> RETURN
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class _Executor:
             case nodes.Sort(by):
                 return _sort([(self.compiler.compile(value, scope), falls) for value, falls in by])
             case nodes.Limit(offset, count):
-                return self._limit(_count(self.compiler.constant(offset)), _count(self.compiler.constant(count)), is_counted)
+                return self._limit(
+                    _count(self.compiler.constant(offset)), _count(self.compiler.constant(count)), is_counted
+                )
         raise TypeError(clause)
 
     def _filter(self, condition: Evaluate) -> Stage:

@@ -215,7 +215,9 @@ class Expressions:
         if token.kind not in ("name", "keyword"):
             raise self.fail()
         self.next()
-        return nodes.Value(self.query[token.at : token.at + len(token.value)] if token.kind == "keyword" else token.value)
+        return nodes.Value(
+            self.query[token.at : token.at + len(token.value)] if token.kind == "keyword" else token.value
+        )
 
     def _expansion(self, of: Expression) -> Expression:
         self.want("[")

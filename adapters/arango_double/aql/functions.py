@@ -70,7 +70,7 @@ def _split(run: Run, value: Any, separator: Any = None, limit: Any = None) -> li
 def _substitute(run: Run, value: Any, search: Any, replacement: Any = "", limit: Any = None) -> str:
     told = text(value)
     if isinstance(search, dict):
-        pairs = {name: text(new) for name, new in search.items()}
+        pairs, limit = {name: text(new) for name, new in search.items()}, replacement if replacement != "" else None
     elif isinstance(search, list):
         new = replacement if isinstance(replacement, list) else [replacement] * len(search)
         pairs = {text(old): text(new[at]) if at < len(new) else "" for at, old in enumerate(search)}
@@ -95,6 +95,12 @@ def _find(backwards: bool) -> Function:
         return (told.rfind if backwards else told.find)(text(search), int(start or 0), stop)
 
     return function
+
+
+def _starts_with(run: Run, value: Any, prefix: Any, least: Any = 1) -> bool:
+    if not isinstance(prefix, list):
+        return text(value).startswith(text(prefix))
+    return sum(text(value).startswith(text(each)) for each in prefix) >= int(number_or_none(least) or 0)
 
 
 def _like(run: Run, value: Any, pattern: Any, ignore_case: Any = False) -> bool:
@@ -217,7 +223,7 @@ FUNCTIONS: dict[str, tuple[int, int, Function]] = {
     "FIND_FIRST": (2, 4, _find(False)),
     "FIND_LAST": (2, 4, _find(True)),
     "CONTAINS": (2, 3, _contains),
-    "STARTS_WITH": (2, 2, lambda run, value, prefix: text(value).startswith(text(prefix))),
+    "STARTS_WITH": (2, 3, _starts_with),
     "LIKE": (2, 3, _like),
     "REGEX_TEST": (2, 3, _regex_test),
     "MD5": (1, 1, _hash("md5")),

@@ -82,12 +82,11 @@ def _merge_recursive(run: Run, *values: Any) -> Any:
 
 
 def _attributes(value: Json, remove_internal: Any = False, sort: Any = False) -> list[str]:
-    names = [name for name in value if not (truth(remove_internal) and name.startswith("_"))]
-    return sorted(names) if truth(sort) else names
+    return sorted(name for name in value if not (truth(remove_internal) and name.startswith("_")))
 
 
 def _values(value: Json, remove_internal: Any = False) -> list[Any]:
-    return [value[name] for name in _attributes(value, remove_internal)]
+    return [item for name, item in value.items() if not (truth(remove_internal) and name.startswith("_"))]
 
 
 def _zip(names: list[Any], values: Any) -> Json:
@@ -127,6 +126,17 @@ def _unshift(run: Run, values: Any, item: Any, is_unique: Any = False) -> list[A
 def _append(run: Run, values: Any, more: Any, is_unique: Any = False) -> list[Any] | None:
     joined = [*(values or []), *(more if isinstance(more, list) else [more])]
     return unique(joined) if truth(is_unique) else joined
+
+
+def _without(values: list[Any], item: Any, limit: Any = None) -> list[Any]:
+    found = []
+    left = len(values) if limit is None else int(limit)
+    for each in values:
+        if left > 0 and equal(each, item):
+            left -= 1
+        else:
+            found.append(each)
+    return found
 
 
 def _position(values: list[Any], item: Any, as_index: Any = False) -> Any:
@@ -182,7 +192,8 @@ def _median(values: list[Any]) -> Any:
 def _document(run: Run, told: Any, key: Any = None) -> Any:
     """By id, by ids, or by a collection and keys."""
     if key is not None:
-        told = [f"{told}/{each}" for each in key] if isinstance(key, list) else f"{told}/{key}"
+        keys = [each if "/" in text(each) else f"{told}/{each}" for each in (key if isinstance(key, list) else [key])]
+        told = keys if isinstance(key, list) else keys[0]
     if isinstance(told, list):
         return [found for each in told if (found := run.document(each)) is not None]
     return run.document(told)
@@ -217,7 +228,7 @@ FUNCTIONS: dict[str, tuple[int, int, Function]] = {
     "SHIFT": (1, 1, _of_arrays(lambda values: values[1:])),
     "POSITION": (2, 3, _of_arrays(_position)),
     "CONTAINS_ARRAY": (2, 3, _of_arrays(_position)),
-    "REMOVE_VALUE": (2, 2, _of_arrays(lambda values, item: [each for each in values if not equal(each, item)])),
+    "REMOVE_VALUE": (2, 3, _of_arrays(_without)),
     "REMOVE_VALUES": (2, 2, _of_arrays(lambda values, gone: [each for each in values if not _has_item(gone, each)])),
     "UNION": (2, _MANY, _union),
     "UNION_DISTINCT": (2, _MANY, lambda run, *arrays: unique(_union(run, *arrays))),

@@ -60,7 +60,9 @@ def collected(clause: nodes.Collect, compiler: Compiler, scope: Scope, outer: Sc
 def windowed(clause: nodes.Window, compiler: Compiler, scope: Scope) -> Stage:
     bounds = compiler.constant(clause.bounds)
     if not isinstance(bounds, dict) or not bounds.keys() <= {"preceding", "following"}:
-        raise ArangoError(1543 if not isinstance(bounds, dict) else 10, "WINDOW wants preceding and following", status=400)
+        raise ArangoError(
+            1543 if not isinstance(bounds, dict) else 10, "WINDOW wants preceding and following", status=400
+        )
     aggregates = _aggregates(clause.aggregates, compiler, scope)
     if clause.by is None:
         return _by_rows(_rows_bound(bounds.get("preceding", 0)), _rows_bound(bounds.get("following", 0)), aggregates)
@@ -73,7 +75,7 @@ def _rows_bound(told: Any) -> float:
     if told == "unbounded":
         return float("inf")
     if isinstance(told, bool) or not isinstance(told, int) or told < 0:
-        raise ArangoError(10, "WINDOW row spec is invalid; bounds must be positive integers or \"unbounded\"")
+        raise ArangoError(10, 'WINDOW row spec is invalid; bounds must be positive integers or "unbounded"')
     return told
 
 

@@ -11,9 +11,45 @@ import orjson
 from adapters.arango_double.errors import ArangoError
 
 KEYWORDS = frozenset(
-    "AGGREGATE ALL ALL_SHORTEST_PATHS AND ANY ASC COLLECT DESC DISTINCT FALSE FILTER FOR GRAPH IN INBOUND INSERT INTO "
-    "K_PATHS K_SHORTEST_PATHS LET LIKE LIMIT NONE NOT NULL OR OUTBOUND REMOVE REPLACE RETURN SHORTEST_PATH SORT TRUE "
-    "UPDATE UPSERT WINDOW WITH".split()
+    [
+        "AGGREGATE",
+        "ALL",
+        "ALL_SHORTEST_PATHS",
+        "AND",
+        "ANY",
+        "ASC",
+        "COLLECT",
+        "DESC",
+        "DISTINCT",
+        "FALSE",
+        "FILTER",
+        "FOR",
+        "GRAPH",
+        "IN",
+        "INBOUND",
+        "INSERT",
+        "INTO",
+        "K_PATHS",
+        "K_SHORTEST_PATHS",
+        "LET",
+        "LIKE",
+        "LIMIT",
+        "NONE",
+        "NOT",
+        "NULL",
+        "OR",
+        "OUTBOUND",
+        "REMOVE",
+        "REPLACE",
+        "RETURN",
+        "SHORTEST_PATH",
+        "SORT",
+        "TRUE",
+        "UPDATE",
+        "UPSERT",
+        "WINDOW",
+        "WITH",
+    ]
 )
 Kind = Literal["keyword", "name", "number", "string", "bind", "op", "end"]
 
@@ -35,7 +71,7 @@ _NAMES = {
     "&&": "AND operator", "||": "OR operator", "!": "NOT operator", "?": "?", ":": ":", "..": "..", "=~": "=~ operator",
     "!~": "!~ operator",
 }  # fmt: skip
-_DECLARATIONS = frozenset("FOR LET FILTER RETURN COLLECT SORT LIMIT WINDOW".split())
+_DECLARATIONS = frozenset(["FOR", "LET", "FILTER", "RETURN", "COLLECT", "SORT", "LIMIT", "WINDOW"])
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,19 @@ class Subquery:
 
 
 Expression = (
-    Value | Name | Parameter | Attribute | Indexed | Expansion | Array | Object | Call | Unary | Binary | Ternary | Subquery
+    Value
+    | Name
+    | Parameter
+    | Attribute
+    | Indexed
+    | Expansion
+    | Array
+    | Object
+    | Call
+    | Unary
+    | Binary
+    | Ternary
+    | Subquery
 )
 
 # -- clauses -----------------------------------------------------------------------------------------------

@@ -75,6 +75,8 @@ class _Parser(Expressions):
 
     def _for(self) -> Clause:
         self.next()
+        if self.is_at("[", "{"):
+            raise not_implemented("destructuring in FOR")
         names = [self.name()]
         while self.take(","):
             names.append(self.name())

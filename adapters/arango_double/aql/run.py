@@ -13,7 +13,13 @@ _MAX_WARNINGS = 10
 
 class Run:
     def __init__(
-        self, database: Database, unit: Unit, bound: Json, *, fail_on_warning: bool = False, max_warnings: int = _MAX_WARNINGS
+        self,
+        database: Database,
+        unit: Unit,
+        bound: Json,
+        *,
+        fail_on_warning: bool = False,
+        max_warnings: int = _MAX_WARNINGS,
     ) -> None:
         self.database, self.unit, self.server, self.bound = database, unit, unit.server, bound
         self.fail_on_warning, self.max_warnings = fail_on_warning, max_warnings

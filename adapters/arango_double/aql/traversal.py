@@ -120,7 +120,7 @@ def _walk(
         if rules.breadth_first:
             pending.extend(following)
         else:
-            pending.extendleft(reversed(following))
+            pending.extendleft(following)  # the newest edge first, as the server's stack has it
 
 
 def _neighbours(id: str, edges: list[tuple[str, Collection]], run: Run) -> Iterator[tuple[Json, str]]:
