@@ -64,6 +64,7 @@ KNOWN: dict[int, tuple[int, str]] = {
     1579: (400, "access after data-modification"),
     1600: (404, "cursor not found"),
     1601: (409, "cursor is busy"),
+    1620: (400, "schema violation"),
     1651: (400, "nested transactions detected"),
     1652: (400, "unregistered collection used in transaction"),
     1653: (400, "disallowed operation inside transaction"),

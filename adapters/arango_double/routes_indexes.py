@@ -82,9 +82,9 @@ def _completed(wanted: Json) -> Json:
     kind, fields = wanted.get("type"), wanted.get("fields")
     if kind in ("hash", "skiplist"):
         kind = "persistent"  # aliases until 4.0
-    if kind in ("inverted", "mdi", "mdi-prefixed", "zkd", "geo", "fulltext", "vector"):
+    if kind in ("inverted", "zkd", "geo", "fulltext", "vector"):
         raise not_implemented(f"indexes of type {kind!r}")
-    if kind not in ("persistent", "ttl"):
+    if kind not in ("persistent", "ttl", "mdi", "mdi-prefixed"):
         raise ArangoError(10, "invalid index type")
     if not isinstance(fields, list) or not fields or not all(isinstance(field, str) and field for field in fields):
         raise ArangoError(10, "invalid index attribute names: fields must be a non-empty array of strings")
@@ -96,6 +96,8 @@ def _completed(wanted: Json) -> Json:
             "estimates": False, "expireAfter": expire, "fields": fields, "selectivityEstimate": 1, "sparse": True,
             "type": "ttl", "unique": False,
         }  # fmt: skip
+    if kind in ("mdi", "mdi-prefixed"):
+        return _multidimensional(wanted, kind, fields)
     definition = {
         "cacheEnabled": bool(wanted.get("cacheEnabled", False)), "deduplicate": wanted.get("deduplicate", True),
         "estimates": wanted.get("estimates", True), "fields": fields, "selectivityEstimate": 1,
@@ -106,6 +108,20 @@ def _completed(wanted: Json) -> Json:
     if wanted.get("storedValues"):
         definition["storedValues"] = wanted["storedValues"]
     return definition
+
+
+def _multidimensional(wanted: Json, kind: str, fields: list[str]) -> Json:
+    """Shown, not used: an index changes no result."""
+    prefix = wanted.get("prefixFields")
+    if wanted.get("fieldValueTypes") != "double":
+        raise ArangoError(10, 'fieldValueTypes is required to be set to "double"')
+    if (kind == "mdi-prefixed") != bool(prefix) or wanted.get("unique"):
+        raise not_implemented("unique indexes of type 'mdi', or one with prefixFields of the other type")
+    definition = {
+        "estimates": wanted.get("estimates", True), "fieldValueTypes": "double", "fields": fields,
+        "selectivityEstimate": 1, "sparse": bool(wanted.get("sparse", False)), "type": kind, "unique": False,
+    }  # fmt: skip
+    return definition | ({"prefixFields": prefix} if prefix else {})
 
 
 def _check_build(found: Collection, definition: Json) -> None:

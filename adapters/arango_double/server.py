@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+import msgspec
 from aiohttp import web
 
 from adapters.arango_double import routes_admin
 from adapters.arango_double.auth import Auth
 from adapters.arango_double.calls import Answer, Call
 from adapters.arango_double.errors import ArangoError, not_implemented
+from adapters.arango_double.faults import Faults, Plan
 from adapters.arango_double.routes_collections import collection
 from adapters.arango_double.routes_documents import document
 from adapters.arango_double.routes_graphs import edges, gharial
@@ -58,6 +62,7 @@ _HEADERS = {
     "strict-transport-security": "max-age=31536000 ; includeSubDomains",
     "x-content-type-options": "nosniff",
 }
+NO_FAULTS = Plan()
 _log = logging.getLogger(__name__)
 
 
@@ -68,12 +73,18 @@ class ArangoDouble:
     """
 
     def __init__(
-        self, folder: Path, *, password: str | None = None, token_s: float = 3600, now: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        *,
+        password: str | None = None,
+        token_s: float = 3600,
+        plan: Plan = NO_FAULTS,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.server = Server(folder, now)
         self.state = State(self.server)
         self.auth = Auth(password, token_s=token_s, now=now)
-        self.queue_time_s = 0.0
+        self.faults = Faults(plan, time.monotonic)
         self.requests: list[tuple[str, str, int]] = []  # (method, path, status), for tests
 
     def close(self) -> None:
@@ -96,14 +107,65 @@ class ArangoDouble:
         finally:
             await runner.cleanup()
 
+    @contextlib.contextmanager
+    def in_thread(self, port: int = 0) -> Iterator[str]:
+        """As `serving`, beside a caller without an event loop; ask it over HTTP only."""
+        started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+        async def main() -> None:
+            stop = asyncio.Event()
+            async with self.serving(port) as url:
+                started.set_result((url, asyncio.get_running_loop(), stop))
+                await stop.wait()
+
+        thread = threading.Thread(target=asyncio.run, args=(main(),), name="arango-double", daemon=True)
+        thread.start()
+        url, loop, stop = started.result(timeout=60)
+        try:
+            yield url
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(timeout=60)
+
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/_double/faults":
+            return await self._faults(request)
+        due = self.faults.due(request.method, request.path)
+        kinds = {fault.kind for fault in due}
+        await asyncio.sleep(sum(fault.seconds for fault in due if fault.kind == "latency"))
+        if kinds & {"outage", "cut_before"}:
+            return _reset(request)
         body = await request.read()
-        answer = self.answer(request.method, request.raw_path, dict(request.headers), body)
-        return self.response(answer)
+        if "unauthorized" in kinds:
+            self.auth.revoke()
+        self.state.item_faults = self.faults.of_documents()
+        patience = request.headers.get("x-arango-queue-time-seconds")
+        try:
+            self.faults.refuse(due, len(body), float(patience) if patience else None)
+        except ArangoError as refused:
+            self.requests.append((request.method, request.raw_path, refused.status))
+            return self.response(Answer(refused.body(), refused.status))
+        response = self.response(self.answer(request.method, request.raw_path, dict(request.headers), body))
+        if "cut_after" in kinds:
+            return _reset(request)
+        return await _cut_body(request, response) if "cut_body" in kinds else response
+
+    async def _faults(self, request: web.Request) -> web.Response:
+        """The plan from outside: POST another one, DELETE it, GET what was made of it."""
+        if request.method == "POST":
+            try:
+                self.faults.show(msgspec.json.decode(await request.read(), type=Plan))
+            except msgspec.DecodeError as bad:
+                return web.json_response({"error": str(bad)}, status=400)
+        elif request.method == "DELETE":
+            self.faults.show(Plan())
+        return web.json_response(
+            {"faults": msgspec.to_builtins(self.faults.plan.faults), "made": dict(self.faults.made)}
+        )
 
     def response(self, answer: Answer) -> web.Response:
         """With the headers that every answer of the server has."""
-        headers = _HEADERS | {"x-arango-queue-time-seconds": f"{self.queue_time_s:.6f}"} | answer.headers
+        headers = _HEADERS | {"x-arango-queue-time-seconds": f"{self.faults.queue_time_s:.6f}"} | answer.headers
         if answer.plain:
             return web.Response(status=answer.status, headers={**headers, "content-type": "text/plain"})
         body = dumps(answer.value)
@@ -169,6 +231,25 @@ def _parts(path: str) -> tuple[str, list[str]]:
     if len(parts) > 1 and parts[0] == "_db":
         return parts[1], parts[2:]
     return "_system", parts
+
+
+def _reset(request: web.Request) -> web.Response:
+    """The client gets a connection reset."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+async def _cut_body(request: web.Request, whole: web.Response) -> web.StreamResponse:
+    """Half of the body that the header promises."""
+    body = whole.body if isinstance(whole.body, bytes) else b""
+    cut = web.StreamResponse(status=whole.status, headers=whole.headers)
+    cut.content_length = len(body)
+    await cut.prepare(request)
+    await cut.write(body[: len(body) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return cut
 
 
 async def serve(double: ArangoDouble, host: str, port: int) -> None:
