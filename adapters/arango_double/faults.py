@@ -12,7 +12,7 @@
 | latency      | the request waits `seconds` before anything happens; more than the client's patience: it hangs |
 | unavailable  | 503, errorNum 503                                                                             |
 | queue_full   | 503, errorNum 21003                                                                           |
-| queue_time   | the header of the queue time rises by `seconds` with each request; 412, errorNum 21004, for a client that said it would not wait so long |
+| queue_time   | the header of the queue time rises by `seconds` a request; 412, 21004, to who will not wait |
 | not_leader   | 503, errorNum 1495 or the `number` told                                                       |
 | unauthorized | 401, errorNum 11, and all tokens given out so far are over                                    |
 | read_only    | 403, errorNum 1004, for what writes                                                           |

@@ -143,7 +143,7 @@ def _figures(call: Call, found: Collection) -> Json:
     return figures
 
 
-def _changed(call: Call, found: Collection, what: str) -> Json:
+def _changed(call: Call, found: Collection, what: str) -> Json:  # noqa: PLR0911 -- one per action
     here = call.database.name
     match what:
         case "truncate":

@@ -121,8 +121,7 @@ def _read_many(call: Call, found: Collection) -> Answer:
             documents.check_revision(item.get("_rev"), there)
         return there
 
-    answer = many(call, found, body, read, (200, 200))
-    return answer
+    return many(call, found, body, read, (200, 200))
 
 
 def _change(call: Call, found: Collection, key: str) -> Answer:

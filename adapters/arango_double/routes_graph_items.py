@@ -71,10 +71,10 @@ def _check_ends(call: Call, graph: Json, name: str, edge: Json) -> None:
     """Raises 1233, 1202 for a vertex that is not there, 1947 for one of another graph's collection."""
     definition = next(each for each in graph["edgeDefinitions"] if each["collection"] == name)
     for end, allowed in (("_from", definition["from"]), ("_to", definition["to"])):
-        id = edge.get(end)
-        if not isinstance(id, str) or "/" not in id:
+        vertex = edge.get(end)
+        if not isinstance(vertex, str) or "/" not in vertex:
             raise ArangoError(1233)
-        collection, _, key = id.partition("/")
+        collection, _, key = vertex.partition("/")
         if collection not in allowed:
             raise ArangoError(1947, f"referenced {end} collection '{collection}' is not part of the graph")
         if key not in call.database.collection(collection).documents:

@@ -37,11 +37,11 @@ def _begin(call: Call) -> Answer:
         raise ArangoError(10, "missing/invalid collections definition for transaction")
     write = _names(call, asked.get("write")) | _names(call, asked.get("exclusive"))
     read = _names(call, asked.get("read"))
-    id = call.server.next_tick()
-    unit = Unit(call.server, id)
+    number = call.server.next_tick()
+    unit = Unit(call.server, number)
     unit.sync = bool(body.get("waitForSync", False))
-    stream = Stream(id, call.database.name, write, read, bool(asked.get("allowImplicit", True)), unit)
-    call.state.streams[id] = stream
+    stream = Stream(number, call.database.name, write, read, bool(asked.get("allowImplicit", True)), unit)
+    call.state.streams[number] = stream
     return _told(stream, 201)
 
 

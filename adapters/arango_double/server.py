@@ -67,7 +67,7 @@ _log = logging.getLogger(__name__)
 
 
 class ArangoDouble:
-    """`folder` keeps the data. Without `password` nobody is asked for one; the user is root. `token_s`: how long a JWT holds.
+    """`folder` keeps the data. Without `password` nobody is asked for one; the user is root. A JWT holds `token_s`.
 
     Raises BlockingIOError where another process holds the folder.
     """
@@ -180,7 +180,7 @@ class ArangoDouble:
         except ArangoError as refused:
             headers = {"etag": f'"{refused.more["_rev"]}"'} if "_rev" in refused.more else {}
             answer = Answer(refused.body(), refused.status, headers)
-        except Exception:
+        except Exception:  # noqa: BLE001 -- as a server would: the request fails, the others go on
             _log.exception("%s %s: a defect of the double", method, target)
             answer = Answer(ArangoError(4).body(), 500)
         self.requests.append((method, target, answer.status))

@@ -244,8 +244,8 @@ class Server:
             self.create_collection(name, {"name": system, "isSystem": True})
 
     def create_collection(self, database: str, wanted: Json) -> Collection:
-        id = self.next_tick()
-        properties = collection_properties(wanted, str(id), str(self.next_tick()))
+        number = self.next_tick()
+        properties = collection_properties(wanted, str(number), str(self.next_tick()))
         self.change("collection", database, properties)
         collection = self.databases[database].collections[properties["name"]]
         if collection.is_edge:

@@ -1,7 +1,7 @@
 """Recorded answers of a real ArangoDB 3.12, replayed against the double: what is asked, and how answers are compared.
 
-A row holds a script in JavaScript that sets the scene, the requests that it sent and the responses that it showed. Of the
-script only the few calls below are understood; ids, revisions and times are compared by their shape.
+A row holds a script in JavaScript that sets the scene, the requests that it sent and the responses that it showed. Of
+the script only the few calls below are understood; ids, revisions and times are compared by their shape.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Stage:
             body = re.sub(r'("_rev": )"_l6[^"]*"', lambda match: f'{match[1]}"{next(revisions)}"', body)
         return request["method"], path, body, headers
 
-    def replay(self, row: Json) -> str:
+    def replay(self, row: Json) -> str:  # noqa: PLR0911 -- each says what differs
         """ "" where all answers are as recorded, "not supported: ..." or what differs."""
         if "function ()" in row["script"]:
             return "not supported: JavaScript on the server"
@@ -232,7 +232,7 @@ def _object(text: str) -> Any:
 # -- comparing -----------------------------------------------------------------------------------------------
 
 
-def difference(found: Any, recorded: Any, at: str = "") -> str:
+def difference(found: Any, recorded: Any, at: str = "") -> str:  # noqa: PLR0911 -- each says what differs
     """ "" where they are the same but for ids, revisions, times and what depends on plans."""
     name = at.rpartition(".")[2]
     if isinstance(recorded, dict) and isinstance(found, dict):
@@ -300,12 +300,13 @@ def _header_difference(found: Json, recorded: Json) -> str:
 
 # -- the data sets of the recorded queries -----------------------------------------------------------------
 
+_PEOPLE = (("female", "alice"), ("male", "bob"), ("male", "charly"), ("female", "diana"))
 _GRAPHS: dict[str, tuple[str, list[str], dict[str, Json], list[Json]]] = {
     # name: (edge collection, vertex collections, vertices, edges)
     "social": (
         "relation",
         ["female", "male"],
-        {name: {"name": name.partition("/")[2].title()} for name in ("female/alice", "male/bob", "male/charly", "female/diana")},
+        {f"{kind}/{name}": {"name": name.title()} for kind, name in _PEOPLE},
         [
             {"_from": "female/alice", "_to": "male/bob", "type": "married", "vertex": "alice"},
             {"_from": "female/alice", "_to": "male/charly", "type": "friend", "vertex": "alice"},
@@ -327,8 +328,8 @@ _GRAPHS: dict[str, tuple[str, list[str], dict[str, Json], list[Json]]] = {
         ["circles"],
         {f"circles/{name}": {"label": str(at + 1)} for at, name in enumerate("ABCDEFGHIJK")},
         [
-            {"_from": f"circles/{pair[0]}", "_to": f"circles/{pair[1]}", "theFalse": False, "theTruth": True, "label": label}
-            for pair, label in (
+            {"_from": f"circles/{start}", "_to": f"circles/{end}", "theFalse": False, "theTruth": True, "label": label}
+            for (start, end), label in (
                 ("AB", "left_bar"), ("BC", "left_blarg"), ("CD", "left_blorg"), ("BE", "left_blub"),
                 ("EF", "left_schubi"), ("AG", "right_foo"), ("GH", "right_blob"), ("HI", "right_blub"),
                 ("GJ", "right_zip"), ("JK", "right_zup"),
@@ -348,8 +349,8 @@ def load_graph(stage: Stage, name: str) -> None:
     edge_collection, vertices, documents, edges = _GRAPHS[name]
     definition = {"collection": edge_collection, "from": vertices, "to": vertices}
     stage.ask("POST", "/_api/gharial", {"name": name, "edgeDefinitions": [definition]})
-    for id, document in documents.items():
-        collection, _, key = id.partition("/")
+    for handle, document in documents.items():
+        collection, _, key = handle.partition("/")
         stage.ask("POST", f"/_api/document/{collection}", {"_key": key, **document})
     for edge in edges:
         _, made, _ = stage.ask("POST", f"/_api/document/{edge_collection}", edge)

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.arango_double.errors import ArangoError
@@ -75,6 +75,7 @@ def test_values_sort_by_type_and_then_by_value(double: ArangoDouble) -> None:
     assert ran(double, "FOR v IN REVERSE(@values) SORT v RETURN v", values=_ORDER) == _ORDER
 
 
+@settings(max_examples=40)
 @given(_values, _values, _values)
 def test_the_order_is_one(first: Any, second: Any, third: Any) -> None:
     assert compare(first, second) == -compare(second, first)
@@ -92,13 +93,16 @@ def test_a_missing_attribute_is_null_and_less_than_a_number(double: ArangoDouble
 # -- what queries mean -------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(_numbers, st.integers(0, 4), st.integers(0, 4))
 def test_a_window_of_rows_is_the_rows_around(double: ArangoDouble, values: list[int], before: int, after: int) -> None:
-    query = "FOR v IN @v WINDOW {preceding: @a, following: @b} AGGREGATE s = SUM(v), l = MIN(v), n = COUNT(1) RETURN [s, l, n]"
+    query = """FOR v IN @v WINDOW {preceding: @a, following: @b}
+        AGGREGATE s = SUM(v), l = MIN(v), n = COUNT(1) RETURN [s, l, n]"""
     around = [values[max(at - before, 0) : at + after + 1] for at in range(len(values))]
     assert ran(double, query, v=values, a=before, b=after) == [[sum(each), min(each), len(each)] for each in around]
 
 
+@settings(max_examples=40)
 @given(_numbers, st.integers(0, 20), st.integers(0, 20))
 def test_a_window_of_a_range_is_the_values_around(double: ArangoDouble, values: list[int], low: int, high: int) -> None:
     query = (
@@ -109,18 +113,20 @@ def test_a_window_of_a_range_is_the_values_around(double: ArangoDouble, values: 
     assert ran(double, query, v=values, a=low, b=high) == expected
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-9, 9)), max_size=20))
 def test_collect_groups_in_order(double: ArangoDouble, pairs: list[tuple[str, int]]) -> None:
-    query = """FOR p IN @pairs COLLECT k = p[0] AGGREGATE s = SUM(p[1]), sd = STDDEV_POPULATION(p[1]), all = PUSH(p[1])
-        RETURN {k, s, sd, all}"""
+    query = """FOR p IN @pairs COLLECT k = p[0] AGGREGATE s = SUM(p[1]), sd = STDDEV_POPULATION(p[1]), each = PUSH(p[1])
+        RETURN {k, s, sd, each}"""
     found = ran(double, query, pairs=pairs)
     groups = {name: [value for key, value in pairs if key == name] for name in sorted({key for key, _ in pairs})}
     assert [each["k"] for each in found] == list(groups)
     for each, values in zip(found, groups.values(), strict=True):
-        assert (each["s"], each["all"]) == (sum(values), values)
+        assert (each["s"], each["each"]) == (sum(values), values)
         assert math.isclose(each["sd"], statistics.pstdev(values), abs_tol=1e-12)
 
 
+@settings(max_examples=40)
 @given(st.sampled_from("ABCD"), st.integers(-5, 70), st.integers(-5, 70))
 def test_a_look_up_by_index_finds_what_a_scan_finds(double: ArangoDouble, symbol: str, low: int, high: int) -> None:
     by_index = "FOR t IN trades FILTER t.symbol == @s AND t.ts >= @a AND t.ts < @b SORT t.ts RETURN t.ts"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adapters.arango_double.aql.run import Run
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# unit: milliseconds
+# In milliseconds, by the name of the unit.
 _UNITS = {
     "w": 604_800_000, "week": 604_800_000, "d": 86_400_000, "day": 86_400_000, "h": 3_600_000, "hour": 3_600_000,
     "i": 60_000, "minute": 60_000, "s": 1000, "second": 1000, "f": 1, "millisecond": 1,

@@ -29,7 +29,7 @@ class Compiler:
     def __init__(self, run: Run, subqueries: Subqueries) -> None:
         self.run, self._subqueries = run, subqueries
 
-    def compile(self, expression: Expression, scope: Scope) -> Evaluate:
+    def compile(self, expression: Expression, scope: Scope) -> Evaluate:  # noqa: PLR0911, PLR0912 -- one line per kind
         """Raises 1203 for a name that is neither variable nor collection, 1540, 1541, 1551."""
         match expression:
             case nodes.Value(value):

@@ -113,7 +113,7 @@ class Expressions:
             return nodes.Unary("!" if operator == "NOT" else operator, self.expression(_UNARY_POWER))
         return self._suffixed(self._primary())
 
-    def _primary(self) -> Expression:
+    def _primary(self) -> Expression:  # noqa: PLR0911 -- one per kind
         token = self.token
         if token.kind in ("number", "string"):
             return nodes.Value(self.next().value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -236,7 +237,7 @@ FUNCTIONS: dict[str, tuple[int, int, Function]] = {
     "MINUS": (2, _MANY, _minus),
     "MEDIAN": (1, 1, _of_arrays(_median)),
     "PERCENTILE": (2, 3, _of_arrays(_percentile)),
-    "PRODUCT": (1, 1, _of_arrays(lambda values: _product(values))),
+    "PRODUCT": (1, 1, _of_arrays(lambda values: math.prod(each for each in values if each is not None))),
     "KEEP": (2, _MANY, _of_objects(_keep)),
     "UNSET": (2, _MANY, _of_objects(_unset)),
     "HAS": (2, 2, lambda run, value, name: isinstance(value, dict) and text(name) in value),
@@ -254,10 +255,3 @@ FUNCTIONS: dict[str, tuple[int, int, Function]] = {
     "PARSE_KEY": (1, 1, lambda run, told: (_identifier(run, told) or {}).get("key")),
     "PARSE_COLLECTION": (1, 1, lambda run, told: (_identifier(run, told) or {}).get("collection")),
 }  # fmt: skip
-
-
-def _product(values: list[Any]) -> Any:
-    found: Any = 1
-    for each in values:
-        found *= each if each is not None else 1
-    return found

@@ -97,7 +97,7 @@ def tokens(query: str) -> list[Token]:
     return [*found, Token("end", None, len(query))]
 
 
-def _token(match: re.Match[str]) -> Token:
+def _token(match: re.Match[str]) -> Token:  # noqa: PLR0911 -- one per kind
     text, at = match.group(), match.start()
     match match.lastgroup:
         case "number":

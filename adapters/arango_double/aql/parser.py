@@ -40,7 +40,7 @@ class _Parser(Expressions):
             raise self.fail()
         return tuple(found)
 
-    def _clause(self) -> Clause:
+    def _clause(self) -> Clause:  # noqa: PLR0911 -- one per clause
         word = self.token.value if self.token.kind == "keyword" else ""
         match word:
             case "FOR":

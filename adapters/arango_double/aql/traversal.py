@@ -44,21 +44,21 @@ def traversed(clause: nodes.Traverse, compiler: Compiler, scope: Scope) -> Stage
         made = (run.document(path.ids[-1]), path.edges[-1] if path.edges else None)
         inner = row | dict(zip(names, made, strict=False))
         if len(names) > 2:
-            inner[names[2]] = {"vertices": [run.document(id) for id in path.ids], "edges": list(path.edges)}
+            inner[names[2]] = {"vertices": [run.document(vertex) for vertex in path.ids], "edges": list(path.edges)}
         return inner
 
     def stage(rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             told = start(row)
-            id = told.get("_id") if isinstance(told, dict) else told
-            if not isinstance(id, str) or "/" not in id:
+            first = told.get("_id") if isinstance(told, dict) else told
+            if not isinstance(first, str) or "/" not in first:
                 run.warn(10, "Invalid input for traversal: Only id strings or objects with _id are allowed")
                 continue
 
             def goes_on(path: _Path, row: Row = row) -> bool:
                 return len(path.edges) < high and not (prune is not None and truth(prune(bound(row, path))))
 
-            for path in _walk(id, edges, rules, goes_on, run):
+            for path in _walk(first, edges, rules, goes_on, run):
                 if len(path.edges) >= low:
                     yield bound(row, path)
 
