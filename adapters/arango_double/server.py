@@ -98,7 +98,7 @@ class ArangoDouble:
     @contextlib.asynccontextmanager
     async def serving(self, port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[str]:
         """The base URL while it answers there; port 0 takes a free one."""
-        runner = web.AppRunner(self.application(), access_log=None)
+        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         try:
             site = web.TCPSite(runner, host, port)

@@ -200,7 +200,7 @@ def test_a_parameter_that_no_one_asks_for_is_an_error(double: ArangoDouble) -> N
 
 
 def test_the_error_names_the_place(double: ArangoDouble) -> None:
-    with pytest.raises(ArangoError, match=r"unexpected assignment near '= 1 RETURN i' at position 2:9"):
+    with pytest.raises(ArangoError, match=r"unexpected assignment near '= 1 RETURN i' at position 2:10"):
         ran(double, "FOR i IN 1..3\nFILTER i = 1 RETURN i")
 
 

@@ -44,7 +44,14 @@ def _target(told: nodes.Expression, compiler: Compiler) -> Collection:
     return collection
 
 
-def modified(clause: nodes.Modify, compiler: Compiler, scope: Scope) -> Stage:
+def changed(clause: nodes.Modify | nodes.Upsert, compiler: Compiler, scope: Scope) -> Stage:
+    """Behind it OLD and NEW have names."""
+    if isinstance(clause, nodes.Upsert):
+        return _upserted(clause, compiler, scope)
+    return _modified(clause, compiler, scope)
+
+
+def _modified(clause: nodes.Modify, compiler: Compiler, scope: Scope) -> Stage:
     document = compiler.compile(clause.document, scope)
     named = compiler.compile(clause.key, scope) if clause.key is not None else document
     options, ignores = _options(compiler.constant(clause.options, {}))
@@ -67,7 +74,7 @@ def modified(clause: nodes.Modify, compiler: Compiler, scope: Scope) -> Stage:
     return _each(change, run, ignores)
 
 
-def upserted(clause: nodes.Upsert, compiler: Compiler, scope: Scope) -> Stage:
+def _upserted(clause: nodes.Upsert, compiler: Compiler, scope: Scope) -> Stage:
     example, insert = compiler.compile(clause.example, scope), compiler.compile(clause.insert, scope)
     change_to = compiler.compile(clause.change, scope | {"OLD"})
     options, ignores = _options(compiler.constant(clause.options, {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from adapters.arango_double.aql import nodes
@@ -232,7 +232,7 @@ def _fast(function: Callable[[Any, Any], bool], wanted: Callable[[int], bool]) -
 
 
 def _quantified(quantifier: str, function: Callable[[Any, Any], bool], left: Evaluate, right: Evaluate) -> Evaluate:
-    fold = {"ALL": all, "ANY": any, "NONE": lambda found: not any(found)}[quantifier]
+    fold = _FOLDS[quantifier]
 
     def quantified(row: Row) -> bool:
         values, other = left(row), right(row)
@@ -241,6 +241,11 @@ def _quantified(quantifier: str, function: Callable[[Any, Any], bool], left: Eva
     return quantified
 
 
+_FOLDS: dict[str, Callable[[Iterable[bool]], bool]] = {
+    "ALL": all,
+    "ANY": any,
+    "NONE": lambda found: not any(found),
+}
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "%": _remainder,
 }  # fmt: skip

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from adapters.arango_double.aql import nodes
-from adapters.arango_double.aql.changes import modified, upserted
+from adapters.arango_double.aql.changes import changed
 from adapters.arango_double.aql.evaluate import Compiler, Evaluate, Row, Scope
 from adapters.arango_double.aql.grouping import collected, windowed
 from adapters.arango_double.aql.lookup import Lookup, lookups
@@ -55,7 +55,8 @@ class _Executor:
     def _stages(
         self, clauses: tuple[nodes.Clause, ...], scope: Scope, counted: int
     ) -> tuple[list[Stage], Callable[[Iterable[Row]], list[Any]]]:
-        outer, stages = scope, []
+        outer = scope
+        stages: list[Stage] = []
         for at, clause in enumerate(clauses):
             match clause:
                 case nodes.Return(value, distinct):
@@ -73,8 +74,7 @@ class _Executor:
                     stages.append(windowed(clause, self.compiler, scope))
                     scope |= {each.name for each in clause.aggregates}
                 case nodes.Modify() | nodes.Upsert():
-                    change = modified if isinstance(clause, nodes.Modify) else upserted
-                    stages.append(change(clause, self.compiler, scope))  # type: ignore[operator]
+                    stages.append(changed(clause, self.compiler, scope))
                     scope |= {"OLD", "NEW"}
                 case _:
                     stages.append(self._simple(clause, scope, is_counted=at == counted))

@@ -8,7 +8,7 @@ from adapters.arango_double.aql.nodes import Clause, Expression
 from adapters.arango_double.errors import ArangoError, not_implemented
 
 _DIRECTIONS = ("OUTBOUND", "INBOUND", "ANY")
-_CHANGES = ("INSERT", "UPDATE", "REPLACE", "REMOVE", "UPSERT")
+_PATHS = ("SHORTEST_PATH", "K_SHORTEST_PATHS", "K_PATHS", "ALL_SHORTEST_PATHS")
 
 
 def parse(query: str) -> nodes.Query:
@@ -81,10 +81,10 @@ class _Parser(Expressions):
         while self.take(","):
             names.append(self.name())
         self.want("IN")
-        if self.is_at("SHORTEST_PATH", "K_SHORTEST_PATHS", "K_PATHS", "ALL_SHORTEST_PATHS", *_DIRECTIONS):
+        if self.is_at(*_PATHS, *_DIRECTIONS):
             return self._traverse(names, None)
         source = self.expression()
-        if self.is_at("SHORTEST_PATH", "K_SHORTEST_PATHS", "K_PATHS", "ALL_SHORTEST_PATHS", *_DIRECTIONS):
+        if self.is_at(*_PATHS, *_DIRECTIONS):
             return self._traverse(names, source)
         if len(names) > 1:
             raise self.fail()
@@ -95,8 +95,9 @@ class _Parser(Expressions):
 
     def _traverse(self, names: list[str], depth: Expression | None) -> Clause:
         direction = str(self.token.value)
-        if direction not in _DIRECTIONS:
-            raise not_implemented(direction)
+        for word in (direction, self.peek().value):
+            if word in _PATHS:
+                raise not_implemented(str(word))
         if len(names) > 3:
             raise self.fail()
         self.next()
