@@ -5,10 +5,12 @@ Each store a test opens has a database of its own there. The real server's passw
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import uuid
 from collections.abc import Iterator
@@ -17,8 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
+import yaml
 
+from adapters.arango_double.faults import Plan
+from adapters.arango_double.server import ArangoDouble
 from adapters.stores.arango import ArangoStore
 from adapters.stores.arango_batches import Patience
 from adapters.stores.arango_client import Address, Client
@@ -61,6 +67,46 @@ class Double:
 
     def said(self) -> str:
         return self.output.read_text(errors="replace")
+
+
+class DoubleInThread:
+    """The test double in this process, for what needs no end of a process; without a password."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = ""
+        self._double = ArangoDouble(folder)
+        self._loop = asyncio.new_event_loop()
+        self._ready, self._stop = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
+
+    def show(self, plan: str) -> None:
+        """A plan of faults, from now on."""
+        told = msgspec.convert(yaml.safe_load(plan) or {}, Plan)
+        done = asyncio.run_coroutine_threadsafe(self._show(told), self._loop)
+        done.result()
+
+    def made(self) -> dict[str, int]:
+        """How often each fault happened."""
+        return dict(self._double.faults.made)
+
+    def __enter__(self) -> DoubleInThread:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+        self._double.close()
+
+    async def _serve(self) -> None:
+        async with self._double.serving() as self.url:
+            self._ready.set()
+            await self._stop.wait()
+
+    async def _show(self, plan: Plan) -> None:
+        self._double.faults.show(plan)
 
 
 def address(url: str, password: str) -> Address:
