@@ -85,7 +85,8 @@ def test_r26_every_good_document_is_stored_once_and_every_bad_one_is_a_letter(tm
         assert [row["id"] for row in rows] == sorted(set(range(ROWS)) - refused)
         assert all(row["price"] == row["id"] / 7 for row in rows)
         missing = {ms for start, end in ledger.missing for ms in range(start, end)}
-        assert missing == refused
+        unsure = {ms + 1 for ms in refused if (ms + 1) % PART == 0} - {ROWS}  # a page behind a hole: its first moment
+        assert missing == refused | unsure
         assert stored is not None
         assert [tuple(span) for span in stored["stored"]] == ledger.stored
 
