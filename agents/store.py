@@ -9,6 +9,7 @@ and leaves a hole in the ledger; sent again, it closes that hole. No offset is c
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from adapters.stores import collections
 from adapters.stores.base import Store
 from app import outside, topics
 from app.core import Message, consumes, consumes_together, dead_letter
-from app.errors import RunFailed, StoreError
+from app.errors import RunFailed
 from app.telemetry import ROWS
 from app.work import Finished, Job, work
 from models import spans
@@ -43,6 +44,8 @@ from models.market import (
     versions_of,
 )
 from tables.coverage_by_stream import coverage_by_stream
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 QUIET_S = 5.0  # nothing waits on the topics and the ledger stands still: what is not settled by now is missing
@@ -139,8 +142,8 @@ def store_batch(store: Store, collection: str, parts: Sequence[Batch]) -> tuple[
                 "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
                 "asked": ledger.asked, "raw": ledger.raw,
             }])  # fmt: skip
-            if result.errors:
-                raise StoreError(f"the ledger of {batch.symbol} {batch.channel} was refused: {result.errors[0][2]}")
+            for _, _, why in result.errors:  # then it claims nothing
+                log.error("the ledger of %s %s was refused: %s", batch.symbol, batch.channel, why)
     return ledger, letters
 
 

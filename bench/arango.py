@@ -8,6 +8,7 @@ embedded store. What a real server adds can only be measured on one: `--url` (pa
 from __future__ import annotations
 
 import argparse
+import gc
 import socket
 import sys
 import threading
@@ -29,6 +30,7 @@ from adapters.stores.base import Store
 from adapters.stores.collections import TRADES
 from adapters.stores.sqlite import SqliteStore
 from app.config import check_store_url, settings
+from app.run_worker import GC_AFTER
 from bench.measure import report, seconds
 from bench.store import EQ, MONTH_TRADES, report_candles, tape
 from models.market import TRADE_COLUMNS, Array
@@ -152,6 +154,9 @@ def main() -> int:
     arguments.add_argument("--trades", type=int, default=MONTH_TRADES, help="rows of the month")
     arguments.add_argument("--url", default="", help="http://USER@HOST:PORT/DATABASE of a real server")
     options = arguments.parse_args()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_AFTER)  # as the worker does
     columns = tape(options.trades)
     if options.url:
         with real(options.url) as store:

@@ -27,6 +27,7 @@ from app.errors import StoreBusy, StoreError
 
 MOST_QUEUED_S = 30.0  # a call that waits longer at the server is refused there (412, 21004) and comes again
 SLOW_S = 0.1  # a queue longer than this slows the writer down
+CALLERS = 32  # threads that call at a time beside the store's own: as many as asyncio keeps
 _UNUSABLE = 2  # tries with a fresh token
 
 T = TypeVar("T")
@@ -63,6 +64,15 @@ class Away(Exception):
         self.retry_after_s, self.slow = retry_after_s, slow
 
 
+class _Http(DefaultHTTPClient):
+    """Without what the environment says of proxies and ~/.netrc, which requests reads anew at each call."""
+
+    def create_session(self, host: str) -> requests.Session:
+        session = super().create_session(host)
+        session.trust_env = False
+        return session
+
+
 class Client:
     """Calls to one database; any thread may use it. Connects at the first call."""
 
@@ -73,9 +83,7 @@ class Client:
         self._connections: dict[str, JwtConnection] = {}
         self._arango = ArangoClient(
             hosts=list(address.urls),
-            http_client=DefaultHTTPClient(
-                request_timeout=address.timeout_s, retry_attempts=0, pool_maxsize=threads, pool_connections=threads
-            ),
+            http_client=_Http(request_timeout=address.timeout_s, retry_attempts=0, pool_maxsize=threads + CALLERS),
             resolver_max_tries=len(address.urls),
             serializer=lambda value: orjson.dumps(value).decode(),
             deserializer=orjson.loads,

@@ -7,6 +7,7 @@ into it), and undeclared fields beside them. `_version` is the version plus one,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ def encode(shape: Shape, batch: pa.RecordBatch) -> list[Document]:
     if spec.version is not None:
         head[RANK] = [0 if version is None else version + 1 for version in values[spec.version]]
     names = (*head, *values)
-    documents = [dict(zip(names, row, strict=True)) for row in zip(*head.values(), *values.values(), strict=True)]
+    # No Python between the rows: this is most of what a document costs us (`python -m bench.arango`).
+    rows = zip(*head.values(), *values.values(), strict=True)
+    documents: list[Document] = list(map(dict, map(zip, repeat(names), rows)))
     extra = batch.column(EXTRA)
     if extra.null_count < len(extra):
         for document, text in zip(documents, extra.to_pylist(), strict=True):
@@ -92,6 +95,10 @@ def _values(column: pa.Array, is_json: bool) -> list[Any]:
 
 def _formatted(form: str, names: Sequence[str], values: Mapping[str, Sequence[Any]], rows: int) -> list[str]:
     used = [name for name in names if f"{{{name}}}" in form or f"{{{name}:" in form]
+    for name in list(used):
+        if rows and len(set(values[name])) == 1:  # one symbol's batch: its text is no part of the work
+            form = form.replace(f"{{{name}}}", str(values[name][0]))
+            used = [other for other in used if other != name or f"{{{name}:" in form]
     for place, name in enumerate(used):
         form = form.replace(f"{{{name}}}", f"{{{place}}}").replace(f"{{{name}:", f"{{{place}:")
     if not used:
