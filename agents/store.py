@@ -1,18 +1,24 @@
 """Batches become documents: market.trades, market.candles -> store_batches -> the store, coverage_by_stream.
 
 Exactly once in effect: every row has a deterministic key, and a candle with a lower version never replaces a better
-one. The ledger becomes durable with the rows it speaks of, so that it never promises what is not stored.
+one. The ledger becomes durable with the rows it speaks of or after them, so that it never promises what is not stored.
+A row that the store refuses goes to dead-letters as a batch of its own, with the document and the store's error number,
+and leaves a hole in the ledger; sent again, it closes that hole. No offset is committed before that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from adapters.stores import collections
 from adapters.stores.base import Store
@@ -24,8 +30,22 @@ from app.work import Finished, Job, work
 from models import spans
 from models.control import CONNECTOR, Json
 from models.coverage import Coverage, stream_name
-from models.market import TRADE_CHANNELS, Batch, decode_batch, interval_of, joined, runs_of, versions_of
+from models.market import (
+    INTERVAL_MS,
+    TRADE_CHANNELS,
+    Batch,
+    Span,
+    decode_batch,
+    encode_batch,
+    interval_of,
+    joined,
+    pack_columns,
+    runs_of,
+    versions_of,
+)
 from tables.coverage_by_stream import coverage_by_stream
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 QUIET_S = 5.0  # nothing waits on the topics and the ledger stands still: what is not settled by now is missing
@@ -35,9 +55,11 @@ QUIET_S = 5.0  # nothing waits on the topics and the ledger stands still: what i
 async def store_batches(messages: list[Message]) -> None:
     """Write batches, then their ledgers."""
     batches = [decode_batch(message.value) for message in messages]
-    for run, ledger, refused in await asyncio.to_thread(store_all, batches):  # it may wait for the store
-        for place, why in refused.items():
-            await dead_letter(messages[place], why)
+    for run, ledger, letters in await asyncio.to_thread(store_all, batches):  # it may wait for the store
+        for letter in letters:
+            message = messages[run[letter.part]]
+            headers = {**message.headers, **letter.headers()}
+            await dead_letter(message, letter.reason, value=encode_batch(letter.batch), headers=headers)
         batch, message = batches[run[-1]], messages[run[-1]]
         ledger.at[f"{message.topic}-{message.partition}"] = message.offset
         coverage_by_stream.put(stream_name(batch.venue, batch.symbol, batch.channel), ledger, of=message)
@@ -53,7 +75,9 @@ async def keep_events(message: Message) -> None:
         "ts_ms": int(message.ts_s * 1000), "queue_id": str(fact.get("queue_id") or "-"),
         "event": str(fact.get("event")), "body": fact,
     }  # fmt: skip
-    await asyncio.to_thread(outside.store().upsert, "telemetry_events", [document])
+    result = await asyncio.to_thread(outside.store().upsert, "telemetry_events", [document])
+    for _, number, why in result.errors:
+        await dead_letter(message, f"telemetry_events refused it: {why}", headers={"error_number": b"%d" % number})
 
 
 @cache
@@ -65,51 +89,94 @@ def collection_of(channel: str) -> str:
     return spec.name
 
 
-def store_all(batches: Sequence[Batch]) -> list[tuple[list[int], Coverage, dict[int, str]]]:
-    """In one transaction; for each run of batches its places, the ledger, and why rows were refused, by place.
+@dataclass(frozen=True)
+class Letter:
+    """A row that the store refused, as a batch that can be sent again; `part` of the run it came with."""
 
-    Raises StoreBusy, StoreError.
-    """
+    part: int
+    batch: Batch
+    document: Json
+    number: int
+    reason: str
+
+    def headers(self) -> dict[str, bytes]:
+        return {"document": msgspec.json.encode(self.document), "error_number": b"%d" % self.number}
+
+
+def store_all(batches: Sequence[Batch]) -> list[tuple[list[int], Coverage, list[Letter]]]:
+    """Together; for each run of batches its places, the ledger, and what was refused. Raises StoreBusy, StoreError."""
     store, done = outside.store(), []
     collections_of = {batch.channel: collection_of(batch.channel) for batch in batches}
     with store.together():
         for run in runs_of(batches):
             parts = [batches[place] for place in run]
-            collection = collections_of[parts[0].channel]
-            ledger, why = store_batch(store, collection, joined(parts))
-            refused = {run[0]: why} if why else {}
-            if why and len(run) > 1:  # whose rows they were
-                said = [store_batch(store, collection, part) for part in parts]
-                ledger, refused = said[-1][0], {place: why for place, (_, why) in zip(run, said, strict=True) if why}
-            done.append((run, ledger, refused))
+            ledger, letters = store_batch(store, collections_of[parts[0].channel], parts)
+            done.append((run, ledger, letters))
     return done
 
 
-def store_batch(store: Store, collection: str, batch: Batch) -> tuple[Coverage, str]:
-    """Rows and ledger together; the ledger, and why rows were refused, if any were: then the batch's span is missing.
+def store_batch(store: Store, collection: str, parts: Sequence[Batch]) -> tuple[Coverage, list[Letter]]:
+    """The rows of a run, then its ledger, in which refused rows are missing; the ledger, and what was refused.
 
-    The ledger in the store is the truth, because it commits with the rows; the table mirrors it.
+    The ledger in the store is the truth, because it is written with or after the rows; the table mirrors it.
     Raises StoreBusy, StoreError.
     """
-    refused = ""
+    batch, letters = joined(parts), list[Letter]()
     with store.together():
         if len(batch):
             columns: dict[str, Any] = {"venue": batch.venue, "symbol": batch.symbol, **batch.arrays()}
             if batch.channel not in TRADE_CHANNELS:
                 columns |= {"source": batch.source, "version": versions_of(batch)}
-            if errors := store.upsert_columns(collection, columns).errors:
-                refused = f"{collection} refused {len(errors)} rows, the first: {errors[0][2]}"
-                batch = msgspec.structs.replace(batch, missing=(batch.covers,) if batch.covers else ())
+            letters = _letters(collection, parts, columns, store.upsert_columns(collection, columns).errors)
+            if letters and batch.covers:
+                holes = spans.clip(
+                    spans.union([_hole(letter.batch) for letter in letters], batch.missing), *batch.covers
+                )
+                batch = msgspec.structs.replace(batch, missing=tuple(holes))
         ledger = outside.read_coverage(store, batch.symbol, batch.channel, batch.venue)
         ledger.add(batch)
         if batch.covers:
-            store.upsert("coverage", [{
+            result = store.upsert("coverage", [{
                 "venue": batch.venue, "symbol": batch.symbol, "channel": batch.channel,
                 "updated_ms": int(time.time() * 1000),
                 "stored": ledger.stored, "missing": ledger.missing, "unrecoverable": ledger.unrecoverable,
                 "asked": ledger.asked, "raw": ledger.raw,
             }])  # fmt: skip
-    return ledger, refused
+            for _, _, why in result.errors:  # then it claims nothing
+                log.error("the ledger of %s %s was refused: %s", batch.symbol, batch.channel, why)
+    return ledger, letters
+
+
+def _letters(
+    collection: str, parts: Sequence[Batch], columns: Mapping[str, Any], errors: Sequence[tuple[int, int, str]]
+) -> list[Letter]:
+    """One for each refused row; sent again it closes its hole where the hole is its alone."""
+    ends = np.cumsum([len(part) for part in parts])
+    found = []
+    for row, number, why in errors:
+        part = int(np.searchsorted(ends, row, side="right"))
+        at = row - int(ends[part]) + len(parts[part])
+        own = {name: column[at : at + 1] for name, column in parts[part].arrays().items()}
+        alone = msgspec.structs.replace(parts[part], columns=pack_columns(parts[part].channel, own), missing=())
+        document = {name: c[row].item() if isinstance(c, np.ndarray) else c for name, c in columns.items()}
+        found.append(Letter(part, alone, document, number, f"{collection} refused a row (error {number}): {why}"))
+    holes = Counter(_hole(letter.batch) for letter in found)
+
+    def covering(batch: Batch) -> Batch:
+        start, end = _hole(batch)
+        covers = None if batch.covers is None else (start, end if holes[start, end] == 1 else start)
+        return msgspec.structs.replace(batch, covers=covers, asked=covers, unrecoverable=())
+
+    return [replace(letter, batch=covering(letter.batch)) for letter in found]
+
+
+def _hole(batch: Batch) -> Span:
+    """The time that is missing without a batch's first row."""
+    if batch.channel in TRADE_CHANNELS:
+        start = int(batch.array("ts_ms")[0])
+        return start, start + 1
+    start = int(batch.array("ts")[0])
+    return start, start + INTERVAL_MS[interval_of(batch.channel)]
 
 
 @work(CONNECTOR)

@@ -51,7 +51,19 @@ class Settings(BaseSettings):
     table_store: Literal["memory", "rocksdb"] = Field(
         "memory", description="where tables live; rocksdb: in DATA_DIR, so that a restart reads only what is new"
     )
-    store_url: str = Field("", description="sqlite:///PATH; empty: store.db in DATA_DIR")
+    store_url: str = Field(
+        "",
+        description="sqlite:///PATH, or ArangoDB's http(s)://USER@HOST:PORT/DATABASE[,http(s)://HOST:PORT]; "
+        "empty: store.db in DATA_DIR",
+    )
+    store_password: SecretStr | None = Field(None, description="of ArangoDB's user; better: STORE_PASSWORD_FILE")
+    store_password_file: Path | None = Field(None, description="file with the password")
+    store_ca_file: str = Field("", description="who signed ArangoDB's certificates; empty: the usual authorities")
+    store_timeout_s: float = Field(10.0, ge=1, le=300, description="an answer of ArangoDB that takes longer is lost")
+    store_threads: int = Field(4, ge=1, le=64, description="requests to ArangoDB at a time")
+    store_batch_rows: int = Field(1_000, ge=1, le=100_000, description="documents a request to ArangoDB")
+    store_shards: int = Field(0, ge=0, le=1_000, description="of new collections in a cluster; 0: the database's own")
+    store_replicas: int = Field(0, ge=0, le=10, description="of new collections in a cluster; 0: the database's own")
     binance_api_url: str = Field("", description="REST base of Binance spot, or of `python -m app exchange`")
     binance_ws_url: str = Field(
         "", description="WebSocket base of Binance spot; empty: BINANCE_API_URL's, where that is a loopback address"
@@ -155,6 +167,19 @@ class Settings(BaseSettings):
         return Path(self.store_url.removeprefix("sqlite:///")).resolve()
 
     @property
+    def on_arango(self) -> bool:
+        return self.store_url.startswith(("http://", "https://"))
+
+    def read_store_password(self) -> str:
+        """Raises SetupRefused where its file cannot be read."""
+        if self.store_password_file is None:
+            return self.store_password.get_secret_value() if self.store_password else ""
+        try:
+            return self.store_password_file.read_text().strip()
+        except OSError as error:
+            raise SetupRefused(f"STORE_PASSWORD_FILE: {self.store_password_file}: {error.strerror}") from None
+
+    @property
     def models_dir(self) -> Path:
         return self.data_dir.resolve() / "models"
 
@@ -188,6 +213,27 @@ class Settings(BaseSettings):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.web_port}"
 
 
+def check_store_url(url: str) -> tuple[tuple[str, ...], str, str]:
+    """(addresses, user, database) of ArangoDB; the first part names user and database, the others only where.
+
+    Raises SetupRefused. What is wrong with a part is said without the part: it may hold a secret.
+    """
+    first, *others = (urlsplit(part.strip()) for part in url.split(","))
+    database = first.path.strip("/")
+    for number, part in enumerate((first, *others), start=1):
+        where = f"STORE_URL, part {number}"
+        if part.password is not None:
+            raise SetupRefused(f"{where} holds a password, which every log would show: put it into STORE_PASSWORD_FILE")
+        if part.scheme not in ("http", "https") or not part.hostname:
+            raise SetupRefused(f"{where} is no address: write http://HOST:PORT or https://HOST:PORT")
+        if number > 1 and part.path.strip("/") not in ("", database):
+            raise SetupRefused(f"{where} names another database: they are coordinators of one cluster")
+    if not database or "/" in database:
+        raise SetupRefused("STORE_URL names no database: write http://USER@HOST:PORT/DATABASE")
+    addresses = tuple(f"{part.scheme}://{part.netloc.rpartition('@')[2]}" for part in (first, *others))
+    return addresses, first.username or "root", database
+
+
 def choose_role(role: str) -> None:
     """`--role` for ROLE, before anything has read the settings."""
     os.environ["ROLE"] = role
@@ -209,6 +255,10 @@ def settings() -> Settings:
             f"ROLE={loaded.role} needs brokers: the embedded log serves one process, which runs everything. "
             "Set KAFKA_BOOTSTRAP_SERVERS, or leave ROLE at `all`"
         )
-    if loaded.store_url and not loaded.store_url.startswith("sqlite:///"):
-        raise SetupRefused(f"STORE_URL: {loaded.store_url!r} is not known; today: sqlite:///PATH")
+    if loaded.store_url and not loaded.store_url.startswith(("sqlite:///", "http://", "https://")):
+        raise SetupRefused(
+            "STORE_URL is neither sqlite:///PATH nor http(s)://USER@HOST:PORT/DATABASE of an ArangoDB server"
+        )
+    if loaded.on_arango:
+        check_store_url(loaded.store_url)
     return loaded

@@ -23,7 +23,7 @@ Json = dict[str, Any]
 def open_store() -> Iterator[Store]:
     """The store read-only. Raises WorkerUnreachable where there is none: then only a worker could answer."""
     path = settings().store_path
-    if not path.exists():
+    if not settings().on_arango and not path.exists():
         raise WorkerUnreachable(
             f"no worker answers at {settings().web_url} and there is no store at {path}: start one with "
             "`python -m app worker`, or set DATA_DIR"

@@ -18,7 +18,7 @@ from adapters.exchanges.venues import VENUES, Venue
 from adapters.stores import collections
 from adapters.stores.base import Document, Store
 from adapters.stores.sqlite import SqliteStore
-from app.config import settings
+from app.config import check_store_url, settings
 from app.errors import CommandRejected, ExchangeError, SetupRefused
 from models.control import DEFAULT_VENUE
 from models.coverage import Coverage, stream_name
@@ -34,9 +34,7 @@ SYMBOLS_WAIT_S = 0.5  # a command must be answered within a second
 @cache
 def store() -> Store:
     """The writing store of this process. Raises StoreError."""
-    path = settings().store_path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opened = SqliteStore(path)
+    opened = _open_store(read_only=False)
     for spec in CONTROL_COLLECTIONS:
         opened.ensure(spec)
     return opened
@@ -44,7 +42,26 @@ def store() -> Store:
 
 def reading_store() -> Store:
     """The same store, read-only, for a second process. Raises StoreError."""
-    return SqliteStore(settings().store_path, read_only=True)
+    return _open_store(read_only=True)
+
+
+def _open_store(*, read_only: bool) -> Store:
+    """The store that STORE_URL names."""
+    config = settings()
+    if not config.on_arango:
+        if not read_only:
+            config.store_path.parent.mkdir(parents=True, exist_ok=True)
+        return SqliteStore(config.store_path, read_only=read_only)
+    from adapters.stores.arango import ArangoStore
+    from adapters.stores.arango_client import Address
+    from adapters.stores.arango_setup import Sizing
+
+    urls, user, database = check_store_url(config.store_url)
+    address = Address(urls, database, user, config.read_store_password(), config.store_ca_file, config.store_timeout_s)
+    return ArangoStore(
+        address, read_only=read_only, threads=config.store_threads, batch_rows=config.store_batch_rows,
+        sizing=Sizing(config.store_shards, config.store_replicas),
+    )  # fmt: skip
 
 
 def open_exchange(on_wait: Callable[[float, str], None] | None = None, venue: str = VENUE) -> Exchange:

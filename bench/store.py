@@ -18,6 +18,7 @@ from typing import Any
 import apsw
 import numpy as np
 
+from adapters.stores.base import Store
 from adapters.stores.collections import TRADES, candles
 from adapters.stores.sqlite import SqliteStore
 from bench.measure import median_seconds, report, seconds
@@ -140,7 +141,7 @@ def measure_reads(columns: dict[str, Array], repeats: int) -> bool:
     return ok
 
 
-def report_candles(store: SqliteStore, repeats: int) -> None:
+def report_candles(store: Store, repeats: int) -> None:
     spec = candles("5m")
     store.ensure(spec)
     ts = 1_755_648_000_000 + 300_000 * np.arange(MONTH_CANDLES)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from adapters.kafka import local
 from app.chaos import setup
+from tests.arango import arango  # noqa: F401 -- a fixture for every test
 from tests.browser import browser, page  # noqa: F401 -- fixtures for every test
 from tests.kafka import kafka, kafka_cluster, kafka_tools  # noqa: F401 -- fixtures for every test
 from tests.processes import broker, start_exchange, start_worker  # noqa: F401 -- fixtures for every test
@@ -32,6 +33,10 @@ for module in (local, setup):
 # Hypothesis without a clock: a busy machine is no defect of the code.
 settings.register_profile("streamforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("streamforge")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--arango-url", default="", help="http://USER@HOST:PORT of a real ArangoDB for its tests")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -63,7 +63,7 @@ def many(
     is_silent = call.flag("silent")
     results: list[Json] = []
     errors: Counter[str] = Counter()
-    faults = call.state.item_faults
+    faults = None if call.flag("onlyget") else call.state.item_faults  # of writes: what is there can be read
     for item in items:
         try:
             if faults is not None:

@@ -27,6 +27,15 @@ BAD_KEY = 1221
 
 
 @dataclass(frozen=True)
+class Ends:
+    """Where the edges of a collection lead: formats of vertex keys, filled with the edge's own columns."""
+
+    vertices: str  # the collection
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
 class CollectionSpec:
     """A collection's shape.
 
@@ -48,6 +57,8 @@ class CollectionSpec:
     # For bulk rows: (integer key column, span). A store may keep rows of one series whose column lies in the same
     # [n * span, (n + 1) * span) together. Choose the span so that about 1,000 rows fall into it.
     block: tuple[str, int] | None = None
+    # For edges: a store that knows graphs joins them. No part of the shape, so stores made before it had ends fit.
+    ends: Ends | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Store(Protocol):
     def collections(self) -> list[str]: ...
 
     def upsert(self, collection: str, documents: Sequence[Document], mode: Mode = "replace") -> WriteResult:
-        """Write a batch in one transaction: durable when this returns. The last of equal keys wins.
+        """Write a batch: stored when this returns, in one transaction where the store can. The last of equal keys wins.
 
         Data errors come back in `errors` and never raise. Raises StoreBusy (try again), StoreError (stop).
         """
@@ -82,7 +93,10 @@ class Store(Protocol):
         ...
 
     def together(self) -> AbstractContextManager[None]:
-        """Writes of this thread inside become durable together when it ends; all or none, where the store can."""
+        """Writes of this thread inside become durable together when it ends; all or none, where the store can.
+
+        Where it cannot, they are stored in the order they are made: write first what later writes speak of.
+        """
         ...
 
     def get(self, collection: str, keys: Sequence[str]) -> list[Document | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adapters.stores.base import CollectionSpec, ColumnType
+from adapters.stores.base import CollectionSpec, ColumnType, Ends
 from models.market import INTERVAL_MS
 
 _ROWS_PER_BLOCK = 1024
@@ -134,5 +134,6 @@ def graph_edges(graph: str, interval: str) -> CollectionSpec:
         columns=columns,
         kind="edge",
         series=("symbol", "interval"),
+        ends=Ends(graph, "{symbol}-{interval}-{src_ts}", "{symbol}-{interval}-{ts}"),
         block=("ts", _ROWS_PER_BLOCK // 8 * INTERVAL_MS[interval]),
     )

@@ -16,7 +16,7 @@ from adapters.stores import collections
 from adapters.stores.base import Store
 from app.errors import RunFailed, StoreError
 from models.gnn import graph as gnn
-from models.market import CANDLE_COLUMNS, Array
+from models.market import CANDLE_COLUMNS, INTERVAL_MS, Array
 
 BATCH_ROWS = 5_000
 
@@ -72,19 +72,31 @@ def write_graph(store: Store, name: str, graph: gnn.CandleGraph, queue_id: str) 
     )
 
 
-def read_graph(store: Store, name: str) -> gnn.CandleGraph:
-    """The graph as it was built. Raises RunFailed when it is not there or not what was written."""
+def read_graph(store: Store, name: str, as_of_ms: int | None = None) -> gnn.CandleGraph:
+    """The graph as it was built; with `as_of_ms` as it was known then: of candles that had closed.
+
+    Raises RunFailed when it is not there or not what was written.
+    """
     [document] = store.get("graphs", [name])
     if document is None or not document["sha256"]:
         raise RunFailed(f"no graph is called {name!r}: run a `graph-builder` step first")
     meta: dict[str, Any] = document["spec"]
     interval = meta["spec"]["interval"]
     vertices, edges = collections.graph_vertices(name, interval), collections.graph_edges(name, interval)
+    before = None if as_of_ms is None else as_of_ms - INTERVAL_MS[interval] + 1  # open times of what had closed
     return gnn.graph_from_columns(
         meta,
-        _arrays(store.scan(vertices.name), list(vertices.columns)),
-        _arrays(store.scan(edges.name), list(edges.columns)),
+        _arrays(store.scan(vertices.name, hi=before), list(vertices.columns)),
+        _arrays(store.scan(edges.name, hi=before), list(edges.columns)),
+        whole=before is None,
     )
+
+
+def load_data(store: Store, name: str, as_of_ms: int | None = None) -> Any:
+    """The graph as PyG's `Data` (see `models.gnn.pyg`), equal tensors from every store. Raises RunFailed."""
+    from models.gnn.pyg import to_data
+
+    return to_data(read_graph(store, name, as_of_ms))
 
 
 def _arrays(batches: Iterator[pa.RecordBatch], names: list[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import apsw
 import msgspec
 import pyarrow as pa
 
-from adapters.stores import sqlite_series
+from adapters.stores import buckets, sqlite_series
 from adapters.stores.base import Aggregate, CollectionSpec, Columns, Document, Mode, WriteResult
 from adapters.stores.shape import Errors, Refused, Shape
 from adapters.stores.sqlite_blocks import Blocks
@@ -181,17 +181,8 @@ class SqliteStore:
         aggregates: Mapping[str, tuple[Aggregate, str]],
     ) -> pa.Table:  # fmt: skip
         shape, _ = self._collection(collection)
-        time = shape.spec.time or ""
-        names = [*dict.fromkeys((time, *(column for _, column in aggregates.values())))]
-        batches = list(self.scan(collection, eq=eq, lo=lo, hi=hi, columns=names))
-        rows = pa.Table.from_batches(batches, schema=pa.schema([shape.schema.field(name) for name in names]))
-        times = rows.column(time).to_numpy()
-        bucketed = rows.append_column("_bucket", pa.array(times // bucket_ms * bucket_ms))
-        wanted = [(column, how) for how, column in aggregates.values()]
-        # One thread keeps the order, which `first` and `last` are about.
-        folded = bucketed.group_by("_bucket", use_threads=False).aggregate(wanted).sort_by("_bucket")
-        arrays = [folded.column(f"{column}_{how}") for how, column in aggregates.values()]
-        return pa.table([folded.column("_bucket"), *arrays], names=["ts", *aggregates])
+        batches = self.scan(collection, eq=eq, lo=lo, hi=hi, columns=buckets.columns_for(shape, aggregates))
+        return buckets.fold(list(batches), shape, bucket_ms, aggregates)
 
     def close(self) -> None:
         with self._lock, self._pool:

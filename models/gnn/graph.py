@@ -207,11 +207,12 @@ def meta_document(graph: CandleGraph) -> dict[str, Any]:
 
 
 def graph_from_columns(
-    meta: Mapping[str, Any], vertices: Mapping[str, Sequence[Any] | Array], edges: Mapping[str, Sequence[Any] | Array]
-) -> CandleGraph:
+    meta: Mapping[str, Any], vertices: Mapping[str, Sequence[Any] | Array], edges: Mapping[str, Sequence[Any] | Array],
+    *, whole: bool = True,
+) -> CandleGraph:  # fmt: skip
     """The graph as it was built, from its meta document and stored columns in any order.
 
-    Raises RunFailed when what was read is not what was written.
+    Raises RunFailed when what was read is not what was written; `whole=False`: it is the graph up to some moment.
     """
     spec = msgspec.convert(meta["spec"], GraphSpec)
     order = np.argsort(np.asarray(vertices["ts"], dtype=np.int64), kind="stable")
@@ -229,7 +230,7 @@ def graph_from_columns(
         edge_src=src[by_dst], edge_dst=dst[by_dst], edge_kind=kind[by_dst],
         edge_attr=_matrix(edges["attr"], len(EDGE_ATTRIBUTES))[by_dst],
     )  # fmt: skip
-    if graph.graph_hash != meta["graph_hash"]:
+    if whole and graph.graph_hash != meta["graph_hash"]:
         raise RunFailed(
             f"the stored graph of {graph.symbol} is not the one that was built ({len(ts)} of {meta['vertices']} "
             f"vertices, {len(src)} of {meta['edges']} edges were read): build it again"

@@ -1,13 +1,13 @@
 """What every store promises, run on each of them: idempotent batches, deterministic keys, exact reads.
 
-A new store is one more line in FACTORIES.
+ArangoDB is the test double here, or a real server: `pytest --arango-url http://root@127.0.0.1:8529 FILE`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,13 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters.stores.arango_client import Address
 from adapters.stores.base import BAD_KEY, BAD_VALUE, CollectionSpec, Document, Store
 from adapters.stores.collections import COVERAGE, QUEUE_STATE, TELEMETRY_EVENTS, TRADES, candles, graph_edges
 from adapters.stores.sqlite import SqliteStore
 from app.errors import StoreError
+from tests.arango import drop_database, elsewhere, open_store
 
-Factory = Callable[[Path], Store]
-FACTORIES: dict[str, Factory] = {"sqlite": lambda folder: SqliteStore(folder / "store.db")}
+Factory = Callable[[Path], AbstractContextManager[Store]]
 
 # The same rows once in bulk and once as documents: a caller sees no difference.
 BULK = CollectionSpec(
@@ -64,14 +65,26 @@ BOTH = pytest.mark.parametrize("spec", [BULK, SMALL], ids=lambda spec: spec.name
 BOTH_TYPES = pytest.mark.parametrize("spec", [TYPES, TYPES_BULK], ids=lambda spec: spec.name)
 
 
-@pytest.fixture(params=list(FACTORIES))
+@pytest.fixture(scope="session", params=["sqlite", "arango"])
 def factory(request: pytest.FixtureRequest) -> Factory:
-    return FACTORIES[request.param]
+    """Opens an empty store."""
+    if request.param == "sqlite":
+        return lambda folder: closing(SqliteStore(folder / "store.db"))
+    there: Address = request.getfixturevalue("arango")
+
+    @contextmanager
+    def in_its_own_database(_folder: Path) -> Iterator[Store]:
+        own = elsewhere(there)
+        with closing(open_store(own)) as opened:
+            yield opened
+        drop_database(own)
+
+    return in_its_own_database
 
 
 @pytest.fixture
 def store(factory: Factory, tmp_path: Path) -> Iterator[Store]:
-    with closing(factory(tmp_path)) as opened:
+    with factory(tmp_path) as opened:
         for spec in (BULK, SMALL, TYPES, TYPES_BULK):
             opened.ensure(spec)
         yield opened
@@ -404,22 +417,23 @@ EDGE = st.one_of(st.none(), st.integers(-5, 65))
 @BOTH
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_any_writes_and_reads_agree_with_a_plain_dictionary(spec: CollectionSpec, data: st.DataObject) -> None:
+def test_any_writes_and_reads_agree_with_a_plain_dictionary(
+    factory: Factory, spec: CollectionSpec, data: st.DataObject
+) -> None:
     batches = data.draw(st.lists(st.lists(DOCUMENTS, max_size=12), max_size=6))
-    for factory in FACTORIES.values():
-        with TemporaryDirectory() as folder, closing(factory(Path(folder))) as store:
-            store.ensure(spec)
-            model = Model()
-            for batch in batches:
-                assert counts(store.upsert(spec.name, batch)) == model.upsert(batch)
-            if batches:  # once more, the whole history from its last batch on
-                assert store.upsert(spec.name, batches[-1]).created == 0
-                model.upsert(batches[-1])
-            check_reads(store, spec.name, model, data)
-            before = data.draw(st.integers(0, 60))
-            gone = [d for d in model.documents.values() if d["ts"] < before]
-            assert store.delete_before(spec.name, before) == len(gone)
-            assert read(store, spec.name) == model.scan({}, before, None)
+    with TemporaryDirectory() as folder, factory(Path(folder)) as store:
+        store.ensure(spec)
+        model = Model()
+        for batch in batches:
+            assert counts(store.upsert(spec.name, batch)) == model.upsert(batch)
+        if batches:  # once more, the whole history from its last batch on
+            assert store.upsert(spec.name, batches[-1]).created == 0
+            model.upsert(batches[-1])
+        check_reads(store, spec.name, model, data)
+        before = data.draw(st.integers(0, 60))
+        gone = [d for d in model.documents.values() if d["ts"] < before]
+        assert store.delete_before(spec.name, before) == len(gone)
+        assert read(store, spec.name) == model.scan({}, before, None)
 
 
 def check_reads(store: Store, name: str, model: Model, data: st.DataObject) -> None:
@@ -443,32 +457,33 @@ def check_reads(store: Store, name: str, model: Model, data: st.DataObject) -> N
     ),
     bucket_ms=st.sampled_from([1, 7, 1000]),
 )
-def test_aggregates_equal_numpy(spec: CollectionSpec, rows: list[tuple[int, float, bool]], bucket_ms: int) -> None:
+def test_aggregates_equal_numpy(
+    factory: Factory, spec: CollectionSpec, rows: list[tuple[int, float, bool]], bucket_ms: int
+) -> None:
     documents = [{**document(n, ts), "x": None if null else x} for n, (ts, x, null) in enumerate(rows)]
-    for factory in FACTORIES.values():
-        with TemporaryDirectory() as folder, closing(factory(Path(folder))) as store:
-            store.ensure(spec)
-            store.upsert(spec.name, documents)
-            found = store.aggregate(
-                spec.name, eq={"symbol": "BTCUSDT"}, lo=500, hi=9_000, bucket_ms=bucket_ms,
-                aggregates={
-                    "first": ("first", "x"), "last": ("last", "x"), "low": ("min", "x"), "high": ("max", "x"),
-                    "sum": ("sum", "x"), "mean": ("mean", "x"), "n": ("count", "x"), "rows": ("count", "id"),
-                },
-            )  # fmt: skip
-        buckets: dict[int, list[Document]] = {}
-        for d in sorted(documents, key=lambda d: d["ts"]):
-            if 500 <= d["ts"] < 9_000:
-                buckets.setdefault(d["ts"] // bucket_ms * bucket_ms, []).append(d)
-        assert found.column("ts").to_pylist() == sorted(buckets)
-        for row in found.to_pylist():
-            inside = buckets[row["ts"]]
-            numbers = np.array([d["x"] for d in inside if d["x"] is not None])
-            assert (row["n"], row["rows"]) == (len(numbers), len(inside))
-            if len(numbers):
-                assert (row["first"], row["last"]) == (numbers[0], numbers[-1])
-                assert (row["low"], row["high"]) == (numbers.min(), numbers.max())
-                assert row["sum"] == pytest.approx(numbers.sum(), rel=1e-9, abs=1e-6)
-                assert row["mean"] == pytest.approx(numbers.mean(), rel=1e-9, abs=1e-6)
-            else:
-                assert row["first"] is row["sum"] is row["mean"] is None
+    with TemporaryDirectory() as folder, factory(Path(folder)) as store:
+        store.ensure(spec)
+        store.upsert(spec.name, documents)
+        found = store.aggregate(
+            spec.name, eq={"symbol": "BTCUSDT"}, lo=500, hi=9_000, bucket_ms=bucket_ms,
+            aggregates={
+                "first": ("first", "x"), "last": ("last", "x"), "low": ("min", "x"), "high": ("max", "x"),
+                "sum": ("sum", "x"), "mean": ("mean", "x"), "n": ("count", "x"), "rows": ("count", "id"),
+            },
+        )  # fmt: skip
+    buckets: dict[int, list[Document]] = {}
+    for d in sorted(documents, key=lambda d: d["ts"]):
+        if 500 <= d["ts"] < 9_000:
+            buckets.setdefault(d["ts"] // bucket_ms * bucket_ms, []).append(d)
+    assert found.column("ts").to_pylist() == sorted(buckets)
+    for row in found.to_pylist():
+        inside = buckets[row["ts"]]
+        numbers = np.array([d["x"] for d in inside if d["x"] is not None])
+        assert (row["n"], row["rows"]) == (len(numbers), len(inside))
+        if len(numbers):
+            assert (row["first"], row["last"]) == (numbers[0], numbers[-1])
+            assert (row["low"], row["high"]) == (numbers.min(), numbers.max())
+            assert row["sum"] == pytest.approx(numbers.sum(), rel=1e-9, abs=1e-6)
+            assert row["mean"] == pytest.approx(numbers.mean(), rel=1e-9, abs=1e-6)
+        else:
+            assert row["first"] is row["sum"] is row["mean"] is None

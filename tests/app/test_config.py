@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.config import settings
+from app.config import check_store_url, settings
 from app.errors import SetupRefused
 
 
@@ -24,14 +24,23 @@ def _fresh_settings() -> Iterator[None]:
         ("ROLE", "process"),
         ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"),
         ("STORE_URL", "http://127.0.0.1:8529"),
+        ("STORE_URL", "http://root:secret@127.0.0.1:8529/db"),
+        ("STORE_URL", "http://root@127.0.0.1:8529/db,http://127.0.0.1:8530/other"),
+        ("STORE_URL", "mongodb://root:secret@h/db"),
         ("WEB_PORT", "none"),
         ("WEB_BIND", "0.0.0.0"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SetupRefused, match=name):
+    with pytest.raises(SetupRefused, match=name) as refused:
         settings()
+    assert "secret" not in str(refused.value)
+
+
+def test_coordinators_are_written_with_commas_and_the_first_names_user_and_database() -> None:
+    url = "https://me@a.example:8529/market,https://b.example:8529"
+    assert check_store_url(url) == (("https://a.example:8529", "https://b.example:8529"), "me", "market")
 
 
 def test_intervals_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
