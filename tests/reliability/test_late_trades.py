@@ -146,12 +146,12 @@ def test_r24_in_the_store_a_lower_version_never_replaces_a_higher(tmp_path: Any)
     for batch in (minutes(20), late):
         sent += [candles_of(made, batch, PLACE) for made in fold_batch(folding, batch, ("1m",)).candles]
     for batch in [*sent, *sent[:1]]:  # the first comes again after a crash
-        store_batch(store, spec.name, batch)
+        store_batch(store, spec.name, [batch])
     rows = [row for batch in store.scan(spec.name) for row in batch.to_pylist()]
     assert [row["high"] for row in rows] == [*(10.0 + n for n in range(19)), 99.0]
     theirs = msgspec.structs.replace(sent[0], source="history")
-    store_batch(store, spec.name, theirs)
-    store_batch(store, spec.name, sent[-1])
+    store_batch(store, spec.name, [theirs])
+    store_batch(store, spec.name, [sent[-1]])
     assert [row["source"] for batch in store.scan(spec.name) for row in batch.to_pylist()] == ["history"] * 20
 
 
