@@ -20,7 +20,7 @@ from app import topics
 from app.config import settings
 from app.core import Message, app, consumes_together, dead_letter, put
 from app.telemetry import ROWS, TRADES_LATE
-from models.folding import Folded, Folding, Made, fold_batch
+from models.folding import ALL_SENT, Folded, Folding, Made, fold_batch
 from models.market import Batch, decode_batch, encode_batch, instant_text, joined, pack_columns, rows_of, runs_of
 from tables.candles_by_symbol import candles_by_symbol
 
@@ -93,7 +93,7 @@ async def count_late(folded: Folded, trades: Batch, message: Message) -> None:
 async def send_again(*_: object, **__: object) -> None:
     """Candles that a row before us was not sure of; repeats are the same documents."""
     _on_their_way.clear()
-    for key, folding in candles_by_symbol.items():
+    for key, folding in candles_by_symbol.items(unless=ALL_SENT):
         for value in folding.unsent:
             await _send(key, value)
 

@@ -43,6 +43,9 @@ class Folding(msgspec.Struct, kw_only=True):
     unsent: list[bytes] = []  # batches of candles that were not yet known to be on their topic when this was written
 
 
+ALL_SENT = b'"unsent":[]'  # in the JSON of a row that has nothing to send again
+
+
 @dataclass(frozen=True)
 class Made:
     """Candles of one interval that are complete now, or different now.

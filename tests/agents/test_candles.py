@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from agents import candles
 from app.core import Message
-from models.folding import Folding
+from models.folding import ALL_SENT, Folding
 from models.market import Batch, encode_batch, pack_columns
 
 KEY = "binance:BTCUSDT"
@@ -36,8 +37,13 @@ class Topic:
 
 
 class Table(dict[str, Folding]):
+    """As JSON where rows are passed over unread."""
+
     def put(self, key: str, row: Folding, of: Message) -> None:
         self[key] = row
+
+    def items(self, unless: bytes | None = None) -> Any:
+        return [(key, row) for key, row in super().items() if unless is None or unless not in msgspec.json.encode(row)]
 
 
 @pytest.fixture
@@ -85,3 +91,11 @@ async def test_whoever_recovers_a_row_sends_its_candles_again(topic: Topic) -> N
     assert topic.records == sent * 2
     await candles.fold([trades(0)])  # its offset was not committed: it comes again and makes nothing
     assert topic.records == sent * 2
+
+
+async def test_rows_with_nothing_to_send_again_are_passed_over_unread(topic: Topic) -> None:
+    await candles.fold([trades(0)])
+    rows = candles.candles_by_symbol
+    assert [key for key, _ in rows.items(unless=ALL_SENT)] == [KEY]
+    rows.put(KEY, msgspec.structs.replace(rows.get(KEY), unsent=[]), of=trades(0))
+    assert list(rows.items(unless=ALL_SENT)) == []
