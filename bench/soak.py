@@ -55,6 +55,7 @@ SETTLED_MS = 5_000  # trades this old have long been sent
 AHEAD_MS = 60_000  # the clock is stopped there: set back, it would hide trades that were sent already
 LAST_WAIT_S = 60.0  # at the end, for what is still on its way
 LOOK_S = 0.05
+LOOKS = 3
 GOAL_MB_PER_HOUR = 1.0
 PASSING = ("Clock.sleep", "Event.wait", "Queue.get")  # tasks that wait for one moment and end
 PUT_AT = ("soak", 0, 0)
@@ -209,7 +210,7 @@ class Soak:
             if now_ms < cut_ms:
                 await asyncio.sleep(LOOK_S)
                 continue
-            self._sample((now_ms - start_ms) / HOUR_MS)  # just before a cut all is calm
+            await self._sample((now_ms - start_ms) / HOUR_MS)  # just before a cut all is calm
             cut_ms += every_ms * (1 + (now_ms - cut_ms) // every_ms)
             await self._cut(control)
         end_ms = now_ms + AHEAD_MS
@@ -241,10 +242,13 @@ class Soak:
             if work.done():
                 work.result()
 
-    def _sample(self, hours: float) -> None:
-        kinds = Counter(task.get_coro().__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
-        passing = sum(kinds[kind] for kind in PASSING)
-        sample = Sample(hours, rss_mb(), kinds.total() - passing, passing)
+    async def _sample(self, hours: float) -> None:
+        """Of some looks the one with the fewest tasks: a request's connection in the making is one for a moment."""
+        looks = [tasks()]
+        while len(looks) < LOOKS:
+            await asyncio.sleep(LOOK_S)
+            looks.append(tasks())
+        sample = Sample(hours, rss_mb(), *min(looks))
         self.found.samples.append(sample)
         if len(self.found.samples) % 12 == 1:
             trades = sum(proof.next - (proof.first or 0) for proof in self.proofs.values())
@@ -289,6 +293,13 @@ class Soak:
             kept = int((batch.array("id") < end).sum())
             made, first = checksum(batch, made, kept), first + kept
         return made
+
+
+def tasks() -> tuple[int, int]:
+    """Tasks of asyncio that go on, and those that wait for one moment."""
+    kinds = Counter(task.get_coro().__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
+    passing = sum(kinds[kind] for kind in PASSING)
+    return kinds.total() - passing, passing
 
 
 def rss_mb() -> float:
