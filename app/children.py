@@ -198,3 +198,11 @@ def free_port(wanted: int) -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def hold_port() -> tuple[int, socket.socket]:
+    """A port that nobody else is given until the socket is closed, whether a child of ours listens there or not."""
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # bound, not listening: a server may share it
+    return holder.getsockname()[1], holder

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from adapters.kafka import local
-from app.chaos import setup
 from tests.arango import arango  # noqa: F401 -- a fixture for every test
 from tests.browser import browser, page  # noqa: F401 -- fixtures for every test
 from tests.kafka import kafka, kafka_cluster, kafka_tools  # noqa: F401 -- fixtures for every test
@@ -25,10 +24,9 @@ from tests.processes import broker, start_exchange, start_worker  # noqa: F401 -
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Processes that test at the same time choose from different ports.
+# Brokers of processes that test at the same time choose from different ports.
 share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-for module in (local, setup):
-    module.PORTS = module.PORTS[share :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+local.PORTS = local.PORTS[share :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 # Hypothesis without a clock: a busy machine is no defect of the code.
 settings.register_profile("streamforge", deadline=None, suppress_health_check=[HealthCheck.too_slow])

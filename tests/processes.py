@@ -27,6 +27,7 @@ from adapters.kafka import admin
 from adapters.kafka.client import Connection
 from adapters.kafka.reader import KafkaReader, send_one
 from app import topics
+from app.children import hold_port
 from app.config import settings
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +39,8 @@ _held: list[socket.socket] = []  # ports of this process
 
 def free_port() -> int:
     """A port that nobody else is given while this process lives, whether something listens there or not."""
-    probe = socket.socket()
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # bound, not listening: a server may share it
-    probe.bind(("127.0.0.1", 0))
-    _held.append(probe)
-    port: int = probe.getsockname()[1]
+    port, holder = hold_port()
+    _held.append(holder)
     return port
 
 

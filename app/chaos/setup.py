@@ -6,7 +6,6 @@ A plan -> processes on loopback, their data in one folder -> what can be done to
 from __future__ import annotations
 
 import json
-import random
 import signal
 import threading
 import time
@@ -29,13 +28,12 @@ from adapters.kafka.reader import KafkaReader, send_one
 from adapters.records import RecordReader
 from adapters.stores.sqlite import SqliteStore
 from app.chaos.plan import Plan
-from app.children import READY_WITHIN_S, Child, Children, free_port
+from app.children import READY_WITHIN_S, Child, Children, hold_port
 from app.client import Worker
 from app.errors import RunFailed, WorkerUnreachable
 
 Json = dict[str, Any]
 
-PORTS = range(12_000, 20_000)  # below those of outgoing connections: a port is free again when its worker comes back
 SHORT_LIVED = ("-XX:TieredStopAtLevel=1",)  # a broker of a few minutes is not worth optimizing
 LOCK_WITHIN_MS = 10_000
 LOOK_EVERY_S = 0.1
@@ -156,7 +154,7 @@ class Ground:
 
     def add_worker(self, role: str) -> LocalWorker:
         """One more, started; it is not ready yet."""
-        number, port = len(self.workers), free_port(random.choice(PORTS))
+        number, port = len(self.workers), self._port()
         name = f"worker-{number}"
         own = {
             **{setting: str(value) for setting, value in self.plan.setup.settings.items()},
@@ -255,8 +253,7 @@ class Ground:
             )
             self._bootstrap = self.cluster.start()
         applying = self._apply_topics() if self.plan.on_kafka else None
-        port = free_port(random.choice(PORTS))
-        self.exchange_url = self._children.start_exchange(None, self.plan.setup.exchange_seed, port)
+        self.exchange_url = self._children.start_exchange(None, self.plan.setup.exchange_seed, self._port())
         self.exchange = self._children.child("exchange")
         if applying is not None:
             applying.wait(READY_WITHIN_S)
@@ -265,6 +262,12 @@ class Ground:
         for role in self.plan.setup.workers:
             self.add_worker(role)
         self.wait_until_ready()
+
+    def _port(self) -> int:
+        """Ours as long as the ground stands: also while a killed worker is away."""
+        port, holder = hold_port()
+        self._ends.callback(holder.close)
+        return port
 
     def _apply_topics(self) -> Child:
         own = {

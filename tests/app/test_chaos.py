@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.chaos.plan import When, parse, ready_plans, timeline
 from app.chaos.run import conduct, has_reached
 from app.chaos.setup import Ground
 from app.chaos.verdict import Counts, Injected, Verdict, expected_keys, movements, recoveries
+from app.children import hold_port
 from app.errors import CommandRejected, RunFailed, VerifyFailed
 from tests.processes import ROOT
 
@@ -216,3 +218,12 @@ def test_an_experiment_without_an_end_in_time_is_a_run_that_failed(tmp_path: Pat
     assert found.state == "running"
     with pytest.raises(RunFailed):
         found.raise_if_not_clean()
+
+
+def test_a_held_port_is_a_servers_of_ours_and_nobody_elses() -> None:
+    port, holder = hold_port()
+    with holder:
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
