@@ -37,6 +37,7 @@ from models.market import (
     Span,
     decode_batch,
     encode_batch,
+    instant_text,
     interval_of,
     joined,
     pack_columns,
@@ -234,4 +235,6 @@ def has_arrived(ledger: Coverage, inputs: list[Json]) -> bool:
 def describe(found: list[tuple[int, int]]) -> str:
     """Spans for a person: how many, how long, the first."""
     seconds = spans.length(found) / 1000
-    return f"{len(found)} span{'s' if len(found) > 1 else ''}, {seconds:g} s in all, first at {found[0][0]} ms"
+    return (
+        f"{len(found)} span{'s' if len(found) > 1 else ''}, {seconds:g} s in all, from {instant_text(found[0][0])} on"
+    )

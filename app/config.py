@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = Field(None, description="bearer token for calls that change something")
     train_threads: int = Field(1, ge=1, le=64, description="threads of a training's child process")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged at least")
-    log_format: Literal["json", "plain"] = Field("json", description="one JSON object a line, or text for people")
+    log_format: Literal["json", "plain"] = Field("json", description="json: one object a line; plain: text for people")
 
     @model_validator(mode="after")
     def _token_beyond_loopback(self) -> Settings:

@@ -99,7 +99,7 @@ def test_three_brokers_serve_while_one_is_dead(kafka_cluster: MakeCluster) -> No
     cluster.kill_node(2)
     put(cluster, topic, b"during")
     assert first_value(cluster, topic) == b"before"
-    with pytest.raises(SetupRefused, match="holds a cluster of 3, not 1: wipe it first"):
+    with pytest.raises(SetupRefused, match="holds a cluster of 3, not 1: `python -m app kafka wipe` first"):
         Cluster(cluster.folder, 1).start()
 
 

@@ -115,4 +115,4 @@ def test_a_load_has_arrived_when_its_last_page_is_in_the_ledger() -> None:
 
 
 def test_holes_are_told_to_a_person() -> None:
-    assert describe([(5_000, 10_000), (20_000, 21_500)]) == "2 spans, 6.5 s in all, first at 5000 ms"
+    assert describe([(5_000, 10_000), (20_000, 21_500)]) == "2 spans, 6.5 s in all, from 1970-01-01T00:00:05Z on"
