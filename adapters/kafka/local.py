@@ -169,7 +169,8 @@ class Cluster:
                 self._layout = self._make(self._asked or 1)
             elif self._asked not in (None, len(self._layout.ports)):
                 raise SetupRefused(
-                    f"{self.folder} holds a cluster of {len(self._layout.ports)}, not {self._asked}: `python -m app kafka wipe` first"
+                    f"{self.folder} holds a cluster of {len(self._layout.ports)}, not {self._asked}: "
+                    "`python -m app kafka wipe` first"
                 )
             for node in self.nodes:
                 self.start_node(node)
