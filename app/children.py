@@ -194,10 +194,9 @@ def free_port(wanted: int) -> int:
     with suppress(SetupRefused):
         check_address("127.0.0.1", wanted)
         return wanted
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    port, holder = hold_port()
+    holder.close()
+    return port
 
 
 def hold_port() -> tuple[int, socket.socket]:

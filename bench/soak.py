@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 import zlib
 from collections import Counter
@@ -205,7 +206,8 @@ class Soak:
         start_ms = await self.exchange.server_time_ms()
         every_ms = round(self.plan.cut_every_min * 60_000)
         end_ms, cut_ms = start_ms + round(self.plan.hours * HOUR_MS), start_ms + every_ms
-        while (now_ms := await self.exchange.server_time_ms()) < end_ms:
+        cuts = math.ceil(self.plan.hours * 60 / self.plan.cut_every_min) - 1  # a slow machine takes longer for them
+        while (now_ms := await self.exchange.server_time_ms()) < end_ms or self.found.cuts < cuts:
             self._check(works)
             if now_ms < cut_ms:
                 await asyncio.sleep(LOOK_S)

@@ -23,7 +23,7 @@ def batch_of(*ids: int) -> Batch:
 
 def test_r15_an_hour_of_reconnects_loses_no_trade_and_leaves_no_task_behind() -> None:
     found = soak.soak(Plan(hours=1, symbols=40, speed=240), say=lambda _line: None)
-    assert found.cuts >= 3  # 11 of an idle machine; a busy one looks at the clock too seldom to make them all
+    assert found.cuts >= 11
     assert found.trades > 4_000
     assert (found.lost, found.waiting, found.doubled, found.differ) == (0, 0, 0, [])
     least, most = found.lasting
